@@ -1,0 +1,254 @@
+"""Rules of the package as a whole: light import, imports in one direction, version, docstrings."""
+
+import ast
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import captum_clustered
+
+NAME = "captum_clustered"
+FOLDER = Path(captum_clustered.__file__).parent
+
+# A module may import those before it. A sub-package stands for all its modules; the package's own
+# __init__ stands where it is listed, as "".
+ORDER = [
+    "forward",
+    "targets",
+    "capture",
+    "clustering",
+    "replay",
+    "weighting",
+    "heatmap",
+    "ablation",
+    "testing",
+    "",
+    "layers",
+    "models",
+    "visualization",
+    "statistics",
+    "metrics",
+    "cli",
+    "__main__",
+]
+# These judge any library's heat maps, so they must not know how ours are made.
+INDEPENDENT = {"statistics", "metrics"}
+ENGINE = {"forward", "capture", "clustering", "replay", "weighting", "ablation", ""}
+MAY_IMPORT_LATE = {"cli", "__main__"}
+DOORS = {"", "cli", "__main__"}  # they pass on what the others do, and do not count as deep
+MAX_DEPTH = 5
+
+
+# The import is light
+
+
+def _loaded_by(statement):
+    """Top-level packages that a fresh interpreter loads for a statement, less the standard ones."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(list(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    names = {name.partition(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
+    return names - sys.stdlib_module_names - {"__main__", NAME}
+
+
+@functools.cache
+def _loaded_by_captum():
+    return frozenset(_loaded_by("import captum.attr"))
+
+
+def test_import_loads_nothing_that_captum_does_not_load():
+    assert "torch" in _loaded_by_captum()
+    # the star also loads what the package might hand out lazily
+    assert _loaded_by(f"from {NAME} import *") - _loaded_by_captum() == set()
+
+
+def test_the_light_import_test_can_fail():
+    heavy = {"scipy", "sklearn", "torchvision", "typer"}
+    loaded = _loaded_by(f"import {NAME}, {', '.join(heavy)}")
+    assert loaded - _loaded_by_captum() >= heavy
+
+
+# Imports go one way
+
+
+def _modules(folder):
+    """Source files by module name inside the package, the package itself being ""."""
+    paths = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
+
+
+def _imports(path, modules):
+    """Pairs of an imported module of the package and whether the import sits inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    late = {id(inner) for function in functions for inner in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            deeper = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [d if d.removeprefix(f"{NAME}.") in modules else node.module for d in deeper]
+        else:
+            continue
+        for name in names:
+            if name == NAME or name.startswith(f"{NAME}."):
+                yield name[len(NAME) + 1 :], id(node) in late
+
+
+def _faults(folder):
+    """All breaches of the order, as sentences."""
+    modules = _modules(folder)
+    for module, path in modules.items():
+        stage = module.partition(".")[0]
+        if stage not in ORDER:
+            yield f"{module} has no place in ORDER"
+            continue
+        for imported, late in _imports(path, modules):
+            other = imported.partition(".")[0]
+            if late and stage not in MAY_IMPORT_LATE:
+                yield f"{module or NAME} imports {imported} inside a function"
+            if other == stage and module != imported:
+                continue  # inside a sub-package
+            if other not in ORDER or ORDER.index(other) >= ORDER.index(stage):
+                yield f"{module or NAME} imports {imported or NAME}, which does not come before it"
+            if stage in INDEPENDENT and other in ENGINE:
+                yield f"{module} imports {imported or NAME}, a part of the engine"
+
+
+def _depth(folder):
+    """Number of modules in the longest chain of imports; fails on a cycle, which has no end."""
+    modules = _modules(folder)
+
+    def depth(module, above):
+        assert module not in above, f"cycle: {' -> '.join([*above, module])}"
+        below = {imported for imported, _ in _imports(modules[module], modules)}
+        return (module not in DOORS) + max(
+            (depth(name, (*above, module)) for name in below), default=0
+        )
+
+    return max(depth(module, ()) for module in modules)
+
+
+def test_imports_go_one_way():
+    assert list(_faults(FOLDER)) == []
+
+
+def test_import_chains_are_short():
+    assert _depth(FOLDER) <= MAX_DEPTH
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "fault"),
+    [
+        ("targets.py", f"from {NAME}.replay import replay", "targets imports replay, which does"),
+        ("targets.py", f"from {NAME} import replay", "targets imports replay, which does"),
+        ("targets.py", f"import {NAME}", f"targets imports {NAME}, which does not come before"),
+        ("replay.py", f"def f():\n    import {NAME}.targets", "replay imports targets inside a"),
+        ("metrics/drop.py", f"from {NAME}.replay import replay", "metrics.drop imports replay, a"),
+        ("odds.py", "", "odds has no place in ORDER"),
+    ],
+)
+def test_the_direction_test_can_fail(tmp_path, file, source, fault):
+    for name in ("__init__.py", "targets.py", "replay.py", "metrics/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(_faults(tmp_path)) == []
+    (tmp_path / file).write_text(source)
+    (found,) = _faults(tmp_path)
+    assert found.startswith(fault)
+
+
+def test_a_cycle_is_found(tmp_path):
+    (tmp_path / "targets.py").write_text(f"import {NAME}.replay")
+    (tmp_path / "replay.py").write_text(f"import {NAME}.targets")
+    with pytest.raises(AssertionError, match="cycle: replay -> targets -> replay"):
+        _depth(tmp_path)
+
+
+# Metadata
+
+
+def test_version_is_the_distributions():
+    assert captum_clustered.__version__ == importlib.metadata.version("captum-clustered")
+
+
+def test_types_are_published():
+    assert (FOLDER / "py.typed").is_file()
+
+
+def test_what_is_imported_is_declared():
+    """Each library that the package imports is among its dependencies or its users' extras."""
+    declared = set()
+    for line in importlib.metadata.requires("captum-clustered"):
+        requirement = Requirement(line)
+        extras = ["", "demo", "metrics", "safetensors", "timm"]
+        if requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in extras
+        ):
+            declared.add(canonicalize_name(requirement.name))
+    distributions = importlib.metadata.packages_distributions()
+    imported = set()
+    for path in _modules(FOLDER).values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    imported -= sys.stdlib_module_names | {NAME}
+    assert "torch" in imported
+    owners = {name: {canonicalize_name(d) for d in distributions[name]} for name in imported}
+    assert {name for name, owner in owners.items() if not owner & declared} == set()
+
+
+# Docstrings
+
+
+def _undocumented(owner, name):
+    """Names of a public object, and of its own public methods, that no docstring explains."""
+    thing = getattr(owner, name)
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        return
+    text = inspect.getdoc(thing) or ""
+    if not text or text.startswith(f"{name}("):  # a dataclass makes up such a line itself
+        yield name
+    if inspect.isclass(thing):
+        kinds = (property, classmethod, staticmethod, types.FunctionType)
+        for attribute, value in vars(thing).items():
+            public = not attribute.startswith("_") and isinstance(value, kinds)
+            if public and not inspect.getdoc(getattr(thing, attribute)):
+                yield f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("module", [m for m in _modules(FOLDER) if m != "__main__"])
+def test_public_names_exist_and_have_docstrings(module):
+    loaded = importlib.import_module(f"{NAME}.{module}".rstrip("."))
+    assert loaded.__doc__
+    if module.startswith("_"):
+        return
+    assert len(loaded.__all__) == len(set(loaded.__all__))
+    missing = [found for name in loaded.__all__ for found in _undocumented(loaded, name)]
+    assert missing == []
+
+
+def test_the_docstring_test_can_fail():
+    class Owner:
+        class Bare:
+            def method(self):
+                pass
+
+    assert list(_undocumented(Owner, "Bare")) == ["Bare", "Bare.method"]
