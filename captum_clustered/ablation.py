@@ -1,0 +1,401 @@
+"""The public door: :class:`ClusteredLayerAblation`, a Captum layer attribution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from captum.attr import LayerAttribution, PerturbationAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_clustered.capture import LayerIO, capture
+from captum_clustered.clustering import Groups, as_clusterer, group
+from captum_clustered.forward import Model, as_model, borrowed
+from captum_clustered.heatmap import ReshapeTransform, build, to_maps
+from captum_clustered.replay import Ablation, Replay, replay
+from captum_clustered.targets import Target, format_target
+from captum_clustered.weighting import as_weighting
+
+__all__ = ["ClusteredAttribution", "ClusteredLayerAblation"]
+
+Tensors = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ClusteredAttribution:
+    """Everything that one call of :meth:`ClusteredLayerAblation.explain` found out.
+
+    `N` is the number of examples, `C` of feature maps, `K` of groups. Where the layer gives several
+    tensors, every field marked * is a tuple with one entry for each.
+
+    Attributes:
+        attributions (Tensor or tuple[Tensor, ...]): * The heat map, `(N, 1, *spatial)`, or
+            `(N, C, *spatial)` with ``attr_dim_summation=False``.
+        activations (Tensor or tuple[Tensor, ...]): * The maps, `(N, C, *spatial)`.
+        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: each map's group; -1 marks a dead
+            map, or one that the clusterer put into no group.
+        scores (Tensor): The target scores, `(N,)`.
+        ablated_scores (Tensor or tuple[Tensor, ...]): * The scores without each group, `(N, K)`.
+        group_weights (Tensor or tuple[Tensor, ...]): * The weight that each map of a group carries,
+            `(N, K)`; 0 for a group that an example does not have.
+        valid (Tensor or tuple[Tensor, ...]): * bool `(N, K)`: which groups an example has.
+        channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`.
+        replay (str): ``"suffix"`` if only what lies behind the layer ran again, else ``"full"``.
+        replay_reason (str or None): Why the whole model ran again.
+    """
+
+    attributions: Tensors
+    activations: Tensors
+    labels: Tensors
+    scores: Tensor
+    ablated_scores: Tensors
+    group_weights: Tensors
+    valid: Tensors
+    channel_weights: Tensors
+    replay: Literal["suffix", "full"]
+    replay_reason: str | None = None
+
+
+class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
+    r"""Clustered-CAM: similar feature maps of a layer are switched off together.
+
+    The maps :math:`A_k` of the layer are grouped. Each group :math:`G` is replaced by the baseline,
+    the target score falls from :math:`S` to :math:`S_G`, and with the weight
+    :math:`w_G = (S - S_G) / |S|` the heat map is
+
+    .. math:: M = \mathrm{ReLU}\Big(\sum_G w_G \sum_{k \in G} A_k\Big)
+
+    (Eskandari, Du, AlZoubi, "Clustered-CAM: Visual Explanations for Deep Convolutional Networks for
+    Thyroid Nodule Ultrasound Image Classification", MIDL 2022, equation 1, made safe for negative
+    scores). The model runs once; for the groups, only what lies behind the layer runs again.
+
+    With ``clusterer="every-map"`` this is Ablation-CAM (Desai and Ramaswamy, WACV 2020). The result
+    has the form of Captum's `LayerGradCam`, which it can replace; no gradient is needed.
+
+    Args:
+        forward_func (callable): The model, or a function that runs it, as in Captum.
+        layer (nn.Module): The layer whose maps are grouped. Its output, or its input, is a tensor
+            of 2 to 5 axes, batch first, or a tuple or list of such tensors.
+        device_ids (list[int], optional): Accepted as in Captum, but not needed: a model wrapped in
+            `DataParallel` is unwrapped and runs on one device. Default: None
+        clusterer (str, estimator, callable or Tensor, optional): What groups the maps: a name
+            (``"kmeans"``, ``"cosine"``, ``"agglomerative"``, ``"contiguous"``, ``"random"``,
+            ``"every-map"``), a clusterer of :mod:`captum_clustered.clustering`, a scikit-learn
+            estimator, a callable from features `(N, C, D)` to labels `(N, C)`, or labels.
+            Default: ``"kmeans"``
+        n_clusters (int, optional): Number of groups for a clusterer given by name. Default: 64
+        weighting (str or callable, optional): How a drop becomes a weight: ``"drop"``, the paper's,
+            gives the joint drop to each map of the group; ``"drop_per_map"`` shares it among them;
+            ``"drop_per_mass"`` shares it by activation; or a callable
+            ``(scores, ablated_scores, labels, activations) -> (N, K)``.
+            Default: ``"drop_per_map"``, since the paper's counts a group of n maps n times
+        channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
+            channels-last layers. Default: 1
+        reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)` for
+            clustering and the heat map, where the axes of the image have to be made, such as
+            :func:`captum_clustered.heatmap.vit_reshape_transform`. Default: None
+        replay (str, optional): ``"auto"``; ``"suffix"`` to get an error instead of the slow path
+            where the fast one cannot be taken; ``"full"`` to run the whole model for each group.
+            Default: ``"auto"``
+
+    Example::
+
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ...     nn.Linear(8, 5),
+        ... ).eval()
+        >>> x = torch.rand(2, 3, 16, 16)
+        >>> cam = ClusteredLayerAblation(model, model[1], n_clusters=4)
+        >>> heat = cam.attribute(x, target=3)
+        >>> heat.shape
+        torch.Size([2, 1, 14, 14])
+        >>> LayerAttribution.interpolate(heat, (16, 16), "bilinear").shape
+        torch.Size([2, 1, 16, 16])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        *,
+        clusterer: Any = "kmeans",
+        n_clusters: int = 64,
+        weighting: Any = "drop_per_map",
+        channel_dim: int = 1,
+        reshape_transform: ReshapeTransform | None = None,
+        replay: Literal["auto", "suffix", "full"] = "auto",
+    ) -> None:
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        PerturbationAttribution.__init__(self, forward_func)
+        if replay not in ("auto", "suffix", "full"):
+            raise ValueError(f"`replay` must be one of auto, suffix, full; got {replay!r}.")
+        if not isinstance(channel_dim, int) or channel_dim == 0:
+            raise ValueError(
+                f"`channel_dim` must be an int other than 0, the batch axis; got {channel_dim!r}."
+            )
+        self.clusterer = as_clusterer(clusterer, n_clusters)
+        self.weighting = as_weighting(weighting)
+        self.channel_dim = channel_dim
+        self.reshape_transform = reshape_transform
+        self.replay = replay
+        self._checked: set[Any] = set()
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensors,
+        target: Target = None,
+        *,
+        layer_baselines: Any = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensors:
+        r"""Computes the heat map.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
+            target (int, tuple, Tensor or list, optional): The class to explain: an int (or a tuple
+                for an output of several axes) for all examples, or a list or tensor with one entry
+                per example. None if the model gives one score per example. Default: None
+            layer_baselines (scalar, Tensor or tuple, optional): What replaces the maps that are
+                switched off: a number, a tensor that broadcasts against the layer's output, or a
+                tuple of these for a layer of several tensors. Default: None (zero)
+            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
+                tuple. Default: None
+            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
+                its output. Default: False
+            relu_attributions (bool, optional): Whether to set negative values of the heat map to
+                zero, as the paper does. Default: True
+            attr_dim_summation (bool, optional): Whether to sum over the maps. Default: True
+            perturbations_per_eval (int, optional): Groups that are switched off in one pass; it
+                changes memory and time, never the result. Default: None (as many as fit a budget)
+            show_progress (bool, optional): Whether to show a progress bar. Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, or
+            `(N, C, *spatial)` with ``attr_dim_summation=False``, in the layer's own resolution,
+            detached, on the device of the layer's output. A tuple if the layer gives one.
+
+        Raises:
+            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
+            ValueError: If a shape or a value does not fit; the message says what to change.
+
+        Example::
+
+            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+            >>> cam = ClusteredLayerAblation(model.eval(), model[1], clusterer="every-map")
+            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
+            torch.Size([3, 1, 2, 2])
+        """
+        return self.explain(
+            inputs,
+            target,
+            layer_baselines=layer_baselines,
+            additional_forward_args=additional_forward_args,
+            attribute_to_layer_input=attribute_to_layer_input,
+            relu_attributions=relu_attributions,
+            attr_dim_summation=attr_dim_summation,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        ).attributions
+
+    def explain(
+        self,
+        inputs: Tensors,
+        target: Target = None,
+        *,
+        layer_baselines: Any = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> ClusteredAttribution:
+        """Computes the heat map and returns it with all that led to it.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
+            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
+            layer_baselines (scalar, Tensor or tuple, optional): What replaces a map. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model. Default: None
+            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
+            relu_attributions (bool, optional): Set negative values to zero. Default: True
+            attr_dim_summation (bool, optional): Sum over the maps. Default: True
+            perturbations_per_eval (int, optional): Groups in one pass. Default: None
+            show_progress (bool, optional): Show a progress bar. Default: False
+
+        Returns:
+            *ClusteredAttribution*: The heat map, the groups, their scores and weights.
+
+        Raises:
+            TypeError: As :meth:`attribute`.
+            ValueError: As :meth:`attribute`.
+
+        Example::
+
+            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+            >>> cam = ClusteredLayerAblation(model.eval(), model[1], n_clusters=2)
+            >>> result = cam.explain(torch.rand(3, 1, 4, 4), target=1)
+            >>> result.labels.shape, result.ablated_scores.shape, result.replay
+            (torch.Size([3, 4]), torch.Size([3, 2]), 'suffix')
+        """
+        _check_perturbations(perturbations_per_eval)
+        io = LayerIO(self.layer, attribute_to_layer_input)
+        with borrowed() as seen:
+            model = as_model(self.forward_func, inputs, additional_forward_args)
+            targets = format_target(target, model.n)
+            captured = capture(model, io, targets, seen)
+            if captured.stochastic:
+                warnings.warn(
+                    "The model has dropout or batch norm in training mode, so that its scores are "
+                    "random or depend on the batch. Call model.eval() before explaining it.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            maps = [self._maps(tensor, model.args[0].ndim) for tensor in captured.activations]
+            groups = [self._group(tensor, len(captured.scores)) for tensor in maps]
+            ablation = Ablation.of(
+                captured.activations,
+                groups,
+                [self._channel_dim(tensor) for tensor in captured.activations],
+                layer_baselines,
+            )
+            check, key = self._needs_check(io, model, captured.scores.device)
+            with _progress(self.get_name(), ablation.n_groups, show_progress) as tick:
+                replayed = replay(
+                    model,
+                    io,
+                    targets,
+                    captured,
+                    ablation,
+                    mode=self.replay,
+                    chunk=perturbations_per_eval,
+                    check=check,
+                    tick=tick,
+                )
+            if replayed.path == "suffix":
+                self._checked.add(key)
+        return self._result(maps, groups, replayed, relu_attributions, attr_dim_summation)
+
+    def _maps(self, activations: Tensor, input_ndim: int) -> Tensor:
+        if not 2 <= activations.ndim <= 5:
+            raise ValueError(
+                "`layer` must give tensors of 2 to 5 axes, the batch first; got shape "
+                f"{tuple(activations.shape)}. Choose a layer that gives feature maps."
+            )
+        if not activations.is_floating_point():
+            raise TypeError(
+                f"`layer` must give floating point tensors; got {activations.dtype}. Choose a "
+                "layer that gives feature maps."
+            )
+        channel_dim = self._channel_dim(activations)
+        return to_maps(activations, channel_dim, self.reshape_transform, self.layer, input_ndim)
+
+    def _channel_dim(self, activations: Tensor) -> int:
+        dim = self.channel_dim + (activations.ndim if self.channel_dim < 0 else 0)
+        if not 0 < dim < activations.ndim:
+            raise ValueError(
+                f"`channel_dim` must be an axis behind the batch axis of the layer's output "
+                f"{tuple(activations.shape)}; got {self.channel_dim}."
+            )
+        return dim
+
+    def _group(self, maps: Tensor, n_scores: int) -> Groups:
+        features = maps.reshape(*maps.shape[:2], -1)
+        if n_scores == len(maps):
+            return group(self.clusterer, features)
+        # one score for the whole batch: what it says of a map holds in all examples alike
+        shared = group(self.clusterer, features.transpose(0, 1).flatten(1).unsqueeze(0))
+        n = len(maps)
+        return Groups(shared.labels.expand(n, -1), shared.n_groups, shared.sizes.expand(n, -1))
+
+    def _needs_check(self, io: LayerIO, model: Model, device: torch.device) -> tuple[bool, Any]:
+        """Where reading a value makes the host wait, one check per layer and shapes is enough."""
+        shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else None for a in model.args)
+        key = (io, shapes)
+        return device.type == "cpu" or key not in self._checked, key
+
+    def _result(
+        self,
+        maps: list[Tensor],
+        groups: list[Groups],
+        replayed: Replay,
+        relu: bool,
+        sum_maps: bool,
+    ) -> ClusteredAttribution:
+        parts = replayed.ablated_scores.split([grouped.n_groups for grouped in groups], dim=1)
+        weights = [
+            self._group_weights(replayed.scores, part, grouped, tensor)
+            for part, grouped, tensor in zip(parts, groups, maps, strict=True)
+        ]
+        channel_weights = [
+            torch.where(grouped.labels < 0, 0, weight.gather(1, grouped.labels.clamp(min=0)))
+            for weight, grouped in zip(weights, groups, strict=True)
+        ]
+        heats = [
+            build(tensor, weight, relu, sum_maps)
+            for tensor, weight in zip(maps, channel_weights, strict=True)
+        ]
+
+        def form(tensors: Iterable[Tensor]) -> Tensors:
+            tensors = tuple(tensors)
+            return tensors[0] if len(tensors) == 1 else tensors
+
+        return ClusteredAttribution(
+            attributions=form(heats),
+            activations=form(maps),
+            labels=form(grouped.labels for grouped in groups),
+            scores=replayed.scores,
+            ablated_scores=form(parts),
+            group_weights=form(weights),
+            valid=form(grouped.sizes > 0 for grouped in groups),
+            channel_weights=form(channel_weights),
+            replay=replayed.path,
+            replay_reason=replayed.reason,
+        )
+
+    def _group_weights(
+        self, scores: Tensor, ablated: Tensor, grouped: Groups, maps: Tensor
+    ) -> Tensor:
+        n, k = len(maps), grouped.n_groups
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        weights = self.weighting(
+            scores.to(precise).expand(n),
+            ablated.to(precise).expand(n, k),
+            grouped.labels,
+            maps,
+        )
+        if not isinstance(weights, Tensor) or weights.shape != (n, k):
+            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise ValueError(
+                f"`weighting` must return one weight per group, a tensor of shape {(n, k)}; got "
+                f"{got}. A map takes the weight of its group."
+            )
+        return torch.where(grouped.sizes > 0, weights, 0)
+
+
+@contextmanager
+def _progress(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    if not show:
+        yield lambda groups: None  # noqa: ARG005
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=f"{name} attribution") as bar:
+        yield bar.update
+
+
+def _check_perturbations(value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"`perturbations_per_eval` must be an int >= 1, or None; got {value!r}.")

@@ -1,0 +1,406 @@
+"""The scores without each group, by running again only what lies behind the layer.
+
+The *suffix* path maps over the group index with `torch.vmap`: only operations that depend on the
+ablated activations get the extra axis, the frozen prefix is handed out instead of being computed.
+Where `vmap` cannot go, the *full* path repeats the inputs as Captum does. Both give the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from captum_clustered.capture import Call, Capture, LayerIO
+from captum_clustered.clustering import Groups
+from captum_clustered.forward import Model
+from captum_clustered.targets import repeat_target, select
+
+__all__ = ["Ablation", "Replay", "replay"]
+
+BUDGET = {"cpu": 24 * 2**20, "other": 256 * 2**20}
+"""Bytes of ablated activations that are held at a time, where the caller does not say, by device.
+
+On the CPU, what is much larger is fetched from the system and zeroed anew for each chunk.
+"""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is switched off: in each of the layer's tensors, the maps of group `k`.
+
+    Attributes:
+        activations (list[Tensor]): The layer's tensors.
+        labels (list[Tensor]): For each, its labels `(N, C)`; the groups of all tensors are numbered
+            through.
+        baselines (list[Tensor]): For each, what takes the place of an ablated map.
+        channel_dims (list[int]): For each, the axis of its maps.
+        n_groups (int): Number of groups of all tensors together.
+    """
+
+    activations: list[Tensor]
+    labels: list[Tensor]
+    baselines: list[Tensor]
+    channel_dims: list[int]
+    n_groups: int
+
+    def without(self, groups: range) -> list[Tensor]:
+        """Copies of the tensors, the i-th without the i-th of the groups; a new first axis.
+
+        To copy everything and then to write the baseline where it belongs is several times faster
+        than to choose between the two value by value, since most of a copy is never touched.
+        """
+        return [
+            _without(activation, labels, baseline, dim, groups)
+            for activation, labels, baseline, dim in zip(
+                self.activations, self.labels, self.baselines, self.channel_dims, strict=True
+            )
+        ]
+
+    def float(self) -> Ablation:
+        """The same in float32."""
+        return replace(
+            self,
+            activations=[tensor.float() for tensor in self.activations],
+            baselines=[tensor.float() for tensor in self.baselines],
+        )
+
+    @classmethod
+    def of(
+        cls,
+        activations: list[Tensor],
+        groups: list[Groups],
+        channel_dims: list[int],
+        baselines: Any,
+    ) -> Ablation:
+        """Brings groups and baselines into the shapes of the layer's tensors.
+
+        Args:
+            activations (list[Tensor]): The layer's tensors, as it gave them.
+            groups (list[Groups]): The groups of each.
+            channel_dims (list[int]): For each, the axis of its maps.
+            baselines (scalar, Tensor, tuple or None): What the caller passed.
+
+        Returns:
+            *Ablation*: What to switch off.
+
+        Raises:
+            TypeError: If a baseline is neither a number nor a tensor.
+            ValueError: If it does not broadcast against the layer's tensor.
+        """
+        total = sum(grouped.n_groups for grouped in groups)
+        labels = []
+        offset = 0
+        for grouped in groups:
+            labels.append(torch.where(grouped.labels < 0, total, grouped.labels + offset))
+            offset += grouped.n_groups
+        return cls(activations, labels, _baselines(baselines, activations), channel_dims, total)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one ablated copy."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.activations)
+
+
+def _without(
+    activation: Tensor, labels: Tensor, baseline: Tensor, channel_dim: int, groups: range
+) -> Tensor:
+    copies = activation.expand(len(groups), *activation.shape).contiguous()
+    if copies.data_ptr() == activation.data_ptr():  # a single copy would be the original
+        copies = copies.clone()
+    copy = labels - groups.start  # the copy in which a map is switched off
+    here = (copy >= 0) & (copy < len(groups))
+    shape = [size if axis in (0, channel_dim) else 1 for axis, size in enumerate(activation.shape)]
+    # a map that is in none of the copies is written into the first as it is: no index is looked at
+    values = torch.where(here.reshape(shape), baseline, activation).movedim(channel_dim, 1)
+    example = torch.arange(len(labels), device=labels.device).unsqueeze(1)
+    channel = torch.arange(labels.shape[1], device=labels.device)
+    copies.movedim(channel_dim + 1, 2)[torch.where(here, copy, 0), example, channel] = values
+    return copies
+
+
+def _baselines(baselines: Any, activations: list[Tensor]) -> list[Tensor]:
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(activations)
+    if len(given) != len(activations):
+        raise ValueError(
+            f"`layer_baselines` must have one entry for each of the layer's {len(activations)} "
+            f"tensors; got {len(given)}."
+        )
+    ready = []
+    for baseline, activation in zip(given, activations, strict=True):
+        if baseline is None:
+            baseline = 0
+        if not isinstance(baseline, (int, float, Tensor)):
+            raise TypeError(
+                "`layer_baselines` must be a number or a tensor, or a tuple of these; got "
+                f"{type(baseline).__name__}."
+            )
+        tensor = torch.as_tensor(baseline, dtype=activation.dtype, device=activation.device)
+        try:
+            fits = torch.broadcast_shapes(tensor.shape, activation.shape) == activation.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"`layer_baselines` must broadcast against the layer's output "
+                f"{tuple(activation.shape)}; got shape {tuple(tensor.shape)}."
+            )
+        ready.append(tensor.detach())
+    return ready
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Scores without each group, and the path that computed them.
+
+    Attributes:
+        scores (Tensor): `(N,)`, or `(1,)` if the model gives one score for the batch; computed by
+            the same path, so that rounding cancels in the differences.
+        ablated_scores (Tensor): `(N, K)` or `(1, K)`.
+        path (str): ``"suffix"`` or ``"full"``.
+        reason (str or None): Why the full path was taken.
+    """
+
+    scores: Tensor
+    ablated_scores: Tensor
+    path: Literal["suffix", "full"]
+    reason: str | None = None
+
+
+def replay(
+    model: Model,
+    io: LayerIO,
+    target: Tensor | None,
+    captured: Capture,
+    ablation: Ablation,
+    *,
+    mode: Literal["auto", "suffix", "full"] = "auto",
+    chunk: int | None = None,
+    check: bool = True,
+    tick: Callable[[int], object] = lambda groups: None,  # noqa: ARG005
+) -> Replay:
+    """Computes the score without each group.
+
+    Args:
+        model (Model): The model with its inputs.
+        io (LayerIO): The layer.
+        target (Tensor or None): From :func:`captum_clustered.targets.format_target`.
+        captured (Capture): What the first pass recorded.
+        ablation (Ablation): The groups.
+        mode (str, optional): ``"auto"`` falls back to the full path with a warning, ``"suffix"``
+            raises instead, ``"full"`` asks for it. Default: ``"auto"``
+        chunk (int, optional): Groups at a time. Default: None (as many as fit :data:`BUDGET`)
+        check (bool, optional): Whether the suffix path has to reproduce the score of the plain
+            forward pass from a copy without ablation; reads one value. Default: True
+        tick (callable, optional): Called with the number of groups done. Default: nothing
+
+    Returns:
+        *Replay*: The scores.
+
+    Raises:
+        RuntimeError: If ``mode="suffix"`` was asked for and cannot be had.
+    """
+    if mode == "full":
+        reason = "it was asked for"
+    elif captured.stochastic:
+        reason = "a module in training mode makes the output random, or dependent on the batch"
+    else:
+        found = _suffix(model, io, target, captured, ablation, chunk, check, tick)
+        if isinstance(found, Replay):
+            return found
+        reason = found
+    if mode == "suffix":
+        raise RuntimeError(
+            "`replay` must be 'auto' or 'full' for this model and layer; got 'suffix', which "
+            f"cannot be taken: {reason}."
+        )
+    if mode == "auto" and not captured.stochastic:
+        warnings.warn(
+            f"The whole model runs again for each group, because: {reason}. The numbers are the "
+            "same, only slower to get. Pass replay='full' to ask for that without this warning.",
+            UserWarning,
+            stacklevel=5,
+        )
+    if chunk is None:  # a copy of the inputs grows to many times its size inside the model
+        chunk = _fitting(8 * (ablation.nbytes + model.nbytes), captured.scores.device)
+    if captured.stochastic or len(captured.scores) != len(ablation.activations[0]):
+        chunk = 1  # copies would be normalised, or scored, together
+    scores = _full(model, io, target, captured, ablation, chunk, tick)
+    return Replay(captured.scores, scores, "full", reason)
+
+
+def _suffix(
+    model: Model,
+    io: LayerIO,
+    target: Tensor | None,
+    captured: Capture,
+    ablation: Ablation,
+    chunk: int | None,
+    check: bool,
+    tick: Callable[[int], object],
+) -> Replay | str:
+    """The scores by `torch.vmap`, or why they cannot be had that way."""
+    device = captured.scores.device
+    leaves, spec = tree_flatten(([call.output for call in captured.prefix], model.args))
+    mixed = torch.is_autocast_enabled(device.type)
+    if mixed:  # autocast does not reach what vmap runs: there, all is computed in float32
+        ablation = ablation.float()
+        low = {torch.bfloat16, torch.float16}
+        leaves = [x.float() if isinstance(x, Tensor) and x.dtype in low else x for x in leaves]
+    chunk = chunk or _fitting(ablation.nbytes, device)
+
+    def score(ablated: list[Tensor], leaves: list[Any]) -> Tensor:
+        outputs, args = tree_unflatten(leaves, spec)
+        hand_out(outputs)
+        handle = io.hook(lambda _: ablated)
+        try:
+            return select(model.forward_func(*args), target)
+        finally:
+            handle.remove()
+
+    def run(groups: range, spread: bool) -> Tensor:
+        dims = [0 if spread and isinstance(leaf, Tensor) else None for leaf in leaves]
+        given = [
+            leaf if dim is None else leaf.expand(len(groups), *leaf.shape)
+            for leaf, dim in zip(leaves, dims, strict=True)
+        ]
+        return torch.vmap(score, (0, dims), randomness="same")(ablation.without(groups), given)
+
+    with _frozen(captured.prefix) as hand_out, _batchable(device.type, mixed):
+        # there is no group -1: the first copy stays whole
+        first, *others = _chunks(range(-1, ablation.n_groups), chunk)
+        spread = False
+        try:
+            scores = run(first, spread)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # what depends on the group cannot be written in place into what does not: so let all
+            # that is known depend on it as well, at the price of computing more
+            spread = True
+            try:
+                scores = run(first, spread)
+            except Exception:
+                return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if check and not _agrees(scores[0], captured):
+            return "running only what lies behind the layer did not reproduce the score"
+        tick(len(first) - 1)
+        parts = [scores[1:]]
+        for groups in others:
+            parts.append(run(groups, spread))
+            tick(len(groups))
+    return Replay(scores[0], torch.cat(parts).T, "suffix")
+
+
+def _fitting(nbytes: int, device: torch.device) -> int:
+    """How many copies of that size fit the budget."""
+    return max(1, BUDGET.get(device.type, BUDGET["other"]) // max(1, nbytes))
+
+
+def _chunks(groups: range, size: int) -> list[range]:
+    return [groups[start : start + size] for start in range(0, len(groups), size)]
+
+
+def _agrees(scores: Tensor, captured: Capture) -> bool:
+    """Whether a copy without ablation has the plain forward's score, up to rounding.
+
+    This is the only place of the engine that reads a value from the device.
+    """
+    dtypes = [captured.scores.dtype, *(tensor.dtype for tensor in captured.activations)]
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    tolerance = eps**0.6 * captured.scale  # 7e-5 in float32, 4e-10 in float64, 5e-2 in bfloat16
+    close = (scores - captured.scores).abs() <= tolerance
+    return bool((close | ~scores.isfinite() & ~captured.scores.isfinite()).all())
+
+
+@contextmanager
+def _batchable(device_type: str, mixed: bool) -> Iterator[None]:
+    """Operations in the form that `vmap` can batch, and no word about those that it cannot."""
+    warn = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        if mixed:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        # the fused kernels of attention have no batching rule: they would run group by group
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(warn, True)
+        warn(False)
+        yield
+
+
+@contextmanager
+def _frozen(prefix: list[Call]) -> Iterator[Callable[[list[Any]], None]]:
+    """Hands out recorded outputs in place of the recorded calls, in this thread only.
+
+    Yields:
+        A function to call before each forward pass, with the outputs to hand out.
+    """
+    owner = threading.get_ident()
+    places = {(call.module, call.number): place for place, call in enumerate(prefix)}
+    outputs: list[Any] = []
+    numbers: Counter[nn.Module] = Counter()
+
+    def start(given: list[Any]) -> None:
+        outputs[:] = given
+        numbers.clear()
+
+    def stub(module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return original(*args, **kwargs)
+            place = places.get((module, numbers[module]))
+            numbers[module] += 1
+            if place is None:
+                return original(*args, **kwargs)
+            numbers.update(prefix[place].inside)  # these calls do not happen, but they count
+            return outputs[place]
+
+        return forward
+
+    modules = {call.module for call in prefix}
+    own = {module: module.__dict__.get("forward") for module in modules}
+    try:
+        for module in modules:
+            module.__dict__["forward"] = stub(module, module.forward)
+        yield start
+    finally:
+        for module, original in own.items():
+            if original is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = original
+
+
+def _full(
+    model: Model,
+    io: LayerIO,
+    target: Tensor | None,
+    captured: Capture,
+    ablation: Ablation,
+    chunk: int,
+    tick: Callable[[int], object],
+) -> Tensor:
+    parts = []
+    for groups in _chunks(range(ablation.n_groups), chunk):
+        times = len(groups)
+        ablated = [tensor.flatten(0, 1) for tensor in ablation.without(groups)]
+        handle = io.hook(lambda _, ablated=ablated: ablated)  # type: ignore[misc]
+        try:
+            scores = select(model.copies(times), repeat_target(target, times))
+        finally:
+            handle.remove()
+        parts.append(scores.reshape(times, -1))
+        tick(times)
+    return torch.cat(parts).T.to(captured.scores.dtype)

@@ -1,0 +1,170 @@
+"""Target selection: one score per example out of whatever the model returns.
+
+Captum's forms are understood (an int, a tuple, a list or tensor with one entry per example); NumPy
+integers, zero-dimensional tensors and tensors of shape ``(N, 1)`` work as well. No value is read
+from a tensor, so that nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Target", "check_target", "format_target", "repeat_target", "select"]
+
+Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
+"""What a caller may pass as ``target``."""
+
+
+def format_target(target: Any, n_examples: int) -> Tensor | None:
+    """Turns any accepted target into one form.
+
+    Args:
+        target (int, tuple, list, Tensor or None): An int or a tuple of ints is one index for all
+            examples; a list of ints, a list of tuples or a tensor of shape `(N,)` or `(N, 1)` has
+            one entry per example; a tensor of one element serves all examples; None means that the
+            model gives one score per example.
+        n_examples (int): The number of examples `N`.
+
+    Returns:
+        *Tensor* or *None*: int64 of shape `(N, d)`: for each example its index into the `d` axes of
+        the output behind the batch axis, on the CPU unless the target is a tensor elsewhere. None
+        for ``target=None``.
+
+    Raises:
+        TypeError: If the target is of no accepted type.
+        ValueError: If its length is not the number of examples.
+
+    Example::
+
+        >>> format_target([2, 0], n_examples=2)
+        tensor([[2],
+                [0]])
+    """
+    if target is None:
+        return None
+    if isinstance(target, Tensor):
+        return _format_tensor(target, n_examples)
+    if isinstance(target, list):
+        if len(target) != n_examples:
+            raise ValueError(
+                f"`target` must have one entry per example ({n_examples}); got a list of "
+                f"{len(target)}. Pass an int to use one class for all examples."
+            )
+        rows = [_indices(entry) for entry in target]
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                "`target` must index the same axes for each example; got entries of lengths "
+                f"{sorted({len(row) for row in rows})}. Give every tuple the same length."
+            )
+        return torch.tensor(rows, dtype=torch.int64).view(n_examples, -1)
+    return torch.tensor([_indices(target)], dtype=torch.int64).expand(n_examples, -1)
+
+
+def _format_tensor(target: Tensor, n_examples: int) -> Tensor:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"`target` must hold class indices (integers); got dtype {target.dtype}. "
+            "Convert it, for example with `.long()` or `.argmax(1)`."
+        )
+    target = target.detach().to(torch.int64)
+    if target.numel() == 1:
+        return target.reshape(1, 1).expand(n_examples, 1)
+    if target.shape in {(n_examples,), (n_examples, 1)}:
+        return target.reshape(n_examples, 1)
+    raise ValueError(
+        f"`target` must be a tensor of shape ({n_examples},), one class per example; got shape "
+        f"{tuple(target.shape)}. Use a list of tuples to index an output of several axes."
+    )
+
+
+def _indices(entry: Any) -> tuple[int, ...]:
+    """The ints of one target entry, which may be an int, a NumPy int, a 0-d tensor or a tuple."""
+    parts = entry if isinstance(entry, tuple) else (entry,)
+    try:
+        if any(isinstance(part, bool) for part in parts):
+            raise TypeError
+        return tuple(operator.index(part) for part in parts)
+    except TypeError:
+        raise TypeError(
+            "`target` must be an int, a tuple of ints, a list with one of these per example, or an "
+            f"integer tensor; got {entry!r}. Class names have to be looked up first."
+        ) from None
+
+
+def repeat_target(target: Tensor | None, times: int) -> Tensor | None:
+    """Repeats a formatted target for `times` copies of the batch, one copy after the other."""
+    return None if target is None else target.repeat(times, 1)
+
+
+def select(output: Any, target: Tensor | None) -> Tensor:
+    """Picks each example's score from the model's output.
+
+    Args:
+        output (Tensor, float or int): The model's output. Its first axis is the batch, unless it is
+            a single number for the whole batch.
+        target (Tensor or None): What :func:`format_target` returned.
+
+    Returns:
+        *Tensor*: Floating point scores of shape `(N,)`, or `(1,)` where the model gives one number
+        for the batch.
+
+    Raises:
+        TypeError: If the output is not a tensor or a number.
+        ValueError: If the target does not fit the output's shape.
+
+    Example::
+
+        >>> select(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), format_target([1, 0], 2))
+        tensor([2., 3.])
+    """
+    if isinstance(output, (int, float)):
+        output = torch.tensor([float(output)])
+    if isinstance(output, Tensor) and not output.is_floating_point():
+        output = output.float()
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"`forward_func` must return one tensor; got {type(output).__name__}. Wrap it, for "
+            "example `lambda *args: model(*args).logits`."
+        )
+    if target is None:
+        if output.numel() == (output.shape[0] if output.ndim else 1):
+            return output.reshape(-1)
+        raise ValueError(
+            "`target` is needed to pick one score per example from an output of shape "
+            f"{tuple(output.shape)}; got None. Pass the index of the class to explain."
+        )
+    axes = output.ndim - 1
+    if axes < 1:
+        raise ValueError(
+            "`target` must be None where the model gives one score per example; got one for an "
+            f"output of shape {tuple(output.shape)}. Leave it out."
+        )
+    if axes != target.shape[1]:
+        raise ValueError(
+            "`target` must have one index for each axis of the output behind the batch axis; got "
+            f"{target.shape[1]} for an output of shape {tuple(output.shape)}. Pass tuples of "
+            f"{axes}, or let `forward_func` return one score per class."
+        )
+    scores = output
+    for column in target.to(output.device).unbind(1):
+        index = torch.where(column < 0, column + scores.shape[1], column)
+        index = index.reshape(-1, 1, *[1] * (scores.ndim - 2)).expand(-1, 1, *scores.shape[2:])
+        scores = scores.gather(1, index).squeeze(1)
+    return scores
+
+
+def check_target(output: Any, target: Tensor | None) -> None:
+    """Raises where an index lies outside the output; values are read on the CPU only."""
+    if target is None or target.device.type != "cpu" or not isinstance(output, Tensor):
+        return
+    for axis, (size, column) in enumerate(zip(output.shape[1:], target.T, strict=False), start=1):
+        outside = column[(column < -size) | (column >= size)]
+        if len(outside):
+            raise ValueError(
+                f"`target` must lie in 0..{size - 1}, the size of the output's axis {axis}; got "
+                f"{int(outside[0])}. The output has shape {tuple(output.shape)}."
+            )
