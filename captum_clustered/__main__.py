@@ -1,0 +1,6 @@
+"""``python -m captum_clustered``: the command line."""
+
+from captum_clustered.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Layers by name, or the last one with maps: what to explain, and how its output has to be read."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_clustered.heatmap import vit_reshape_transform
+
+__all__ = ["TargetLayer", "find_layer", "find_target_layer"]
+
+_MOST_PREFIX_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """A layer and how its maps have to be read.
+
+    Attributes:
+        layer (nn.Module): The layer.
+        name (str): Its dotted name in the model.
+        channel_dim (int): The axis of the maps in the layer's output.
+        reshape_transform (callable or None): Turns the output into `(N, C, *spatial)` where it has
+            to be made from tokens.
+        at_input (bool): Whether the maps are the layer's input and not its output, to be passed on
+            as `attribute_to_layer_input`.
+    """
+
+    layer: nn.Module
+    name: str
+    channel_dim: int = 1
+    reshape_transform: Callable[[Tensor], Tensor] | None = None
+    at_input: bool = False
+
+
+def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = None) -> TargetLayer:
+    """Finds a layer by its name and says how its output has to be read.
+
+    Args:
+        model (nn.Module): The model.
+        name (str, optional): A dotted name as in ``model.named_modules()``, or ``"auto"`` for
+            :func:`find_target_layer`. Default: ``"auto"``
+        inputs (Tensor, optional): An example to run the model on. Default: zeros of shape
+            `(1, 3, 224, 224)`
+
+    Returns:
+        *TargetLayer*: The layer. For tokens of a square grid, `reshape_transform` drops those that
+        come before the grid (the class token) and makes the grid.
+
+    Raises:
+        ValueError: If the model has no such layer. The message gives names that are close.
+
+    Example::
+
+        >>> from torchvision.models import resnet18
+        >>> find_layer(resnet18(), "layer3.0").channel_dim
+        1
+    """
+    inputs = _example(model) if inputs is None else inputs
+    if name == "auto":
+        return find_target_layer(model, inputs)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    modules.pop("")
+    if name not in modules:
+        children = ", ".join(child for child, _ in model.named_children())
+        raise ValueError(
+            f"`layer` must be the name of a module in the model; got {name!r}."
+            + (did_you_mean(name, modules) or f" The outermost are: {children}.")
+        )
+    runs = [run for run in _watch(model, inputs)[0] if run.module is modules[name]]
+    if len(runs) == 1:
+        found = _read_as(runs[0], inputs.shape)
+        return replace(found, name=name) if found else TargetLayer(modules[name], name)
+    return TargetLayer(modules[name], name)  # what is wrong with it, the explainer says
+
+
+def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
+    """Finds the last layer with a spatial output before the classifier.
+
+    For a convolutional network it is the module that finishes last, of those which run once and
+    give maps larger than a point, other than pooling, dropout and the like: ResNet's ``layer4``,
+    VGG's ``features``. Where its output is changed before a pooling module gets it, by a ReLU that
+    serves the whole network or by a function, it is that pooling module's input. For a vision
+    transformer it is the norm before the last attention, since behind that attention a class token
+    no longer depends on the other tokens.
+
+    The model runs once, without gradients and in evaluation mode; afterwards it is as before.
+
+    Args:
+        model (nn.Module): A model that classifies.
+        inputs (Tensor): One or more examples, `(N, C, *spatial)`. Their values do not matter.
+
+    Returns:
+        *TargetLayer*: The layer, its name, and how its output has to be read.
+
+    Raises:
+        ValueError: If no layer qualifies.
+
+    Example::
+
+        >>> from torchvision.models import resnet18
+        >>> find_target_layer(resnet18(), torch.zeros(1, 3, 64, 64)).name
+        'layer4'
+    """
+    if len(inputs) == 1:  # with two, an axis that is not the batch's is told apart
+        inputs = inputs.repeat(2, *[1] * (inputs.ndim - 1))
+    runs, output = _watch(model, inputs)
+    once = {module for module, times in Counter(run.module for run in runs).items() if times == 1}
+    once -= {part for run in runs if run.is_attention for part in run.module.modules()}
+    last_weights = max((run.begin for run in runs if run.has_weights), default=-1)
+    n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
+
+    maps: list[tuple[_Run, TargetLayer]] = []
+    tokens: list[tuple[_Run, TargetLayer]] = []
+    for run in runs:  # in the order in which they finished
+        if run.module is model or run.module not in once or _is_plumbing(run.module):
+            continue
+        found = _read_as(run, inputs.shape)
+        if found is None:
+            continue
+        if found.reshape_transform is not None:
+            tokens.append((run, found))
+        elif not (_channels(run, found) == n_classes and run.end > last_weights):
+            maps, tokens = [(run, found)], []  # unless it is a map per class, as SqueezeNet's
+    begun = maps[-1][0].end if maps else -1
+    attentions = [run.begin for run in runs if run.is_attention and run.begin > begun]
+    best = _among_tokens(tokens, attentions)
+    if best is None and maps and len(attentions) < 2:  # one may be a pooling by attention
+        best = _pooled(*maps[-1], runs, once)
+    if best is None:
+        raise ValueError(
+            "`layer` could not be found: no module that runs once gives maps larger than a point, "
+            "or tokens of a grid, near the end of the model. Name one; model.named_modules() lists "
+            "them."
+        )
+    return best
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of a module: when it began and finished, and the shape of its output."""
+
+    module: nn.Module
+    name: str
+    begin: int
+    end: int
+    shape: tuple[int, ...] | None
+    input_shape: tuple[int, ...] | None
+    input_from: frozenset[nn.Module]  # the modules that returned this very tensor just before
+
+    @property
+    def has_weights(self) -> bool:
+        return next(self.module.parameters(recurse=False), None) is not None
+
+    @property
+    def is_attention(self) -> bool:
+        kind = type(self.module).__name__.lower()
+        return "attention" in kind or "attn" in kind
+
+
+def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
+    """Runs the model once; returns the calls of its modules in the order they finished."""
+    runs: list[_Run] = []
+    begun: list[tuple[int, tuple[int, ...] | None, frozenset[nn.Module]]] = []
+    clock = count()
+    latest: tuple[Any, int | None, frozenset[nn.Module]] = (None, None, frozenset())
+
+    def producers(value: Any) -> frozenset[nn.Module]:
+        tensor, version, modules = latest
+        return modules if value is tensor and _version(value) == version else frozenset()
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        first = args[0] if args else None
+        begun.append((next(clock), _shape(first), producers(first)))
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal latest
+        latest = output, _version(output), producers(output) | {module}
+        begin, input_shape, input_from = begun.pop()
+        end = next(clock)
+        name = names[module]
+        runs.append(_Run(module, name, begin, end, _shape(output), input_shape, input_from))
+
+    names = {module: name for name, module in model.named_modules()}
+    training = [module for module in names if module.training]
+    hooks = [module.register_forward_pre_hook(before) for module in names]
+    hooks += [module.register_forward_hook(after) for module in names]
+    try:
+        model.eval()
+        with torch.no_grad():
+            output = model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    return runs, output
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _version(value: Any) -> int | None:
+    """A count of the writes to a tensor."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+
+
+def _pooled(maps: _Run, found: TargetLayer, runs: list[_Run], once: set[nn.Module]) -> TargetLayer:
+    """The pooling behind the layer if its input is not what the layer gave, else the layer."""
+    for run in sorted(runs, key=lambda run: run.begin):
+        pools = _is_pooling(run.module) and run.begin > maps.end and run.module in once
+        if pools and run.input_shape == maps.shape:
+            if maps.module in run.input_from:
+                break
+            return replace(found, layer=run.module, name=run.name, at_input=True)
+    return found
+
+
+def _is_pooling(module: nn.Module) -> bool:
+    return "pool" in type(module).__name__.lower()
+
+
+def _is_plumbing(module: nn.Module) -> bool:
+    """Whether the module only gathers, copies or moves what another module made."""
+    kind = type(module).__name__.lower()
+    return _is_pooling(module) or "drop" in kind or kind in {"identity", "flatten"}
+
+
+def _read_as(run: _Run, inputs: Sequence[int]) -> TargetLayer | None:
+    """How a call's output is read as maps, or None if it cannot be."""
+    shape = run.shape
+    if shape is None or shape[0] != inputs[0]:
+        return None
+    size = inputs[2:]
+    if len(shape) == len(inputs):
+        spatial = {1: shape[2:], -1: shape[1:-1]}
+        channel_dim = min(spatial, key=lambda dim: _distortion(spatial[dim], size))
+        if math.prod(spatial[channel_dim]) <= 1:
+            return None
+        return TargetLayer(run.module, run.name, channel_dim)
+    if len(shape) == 3 and len(size) == 2:
+        grid = _grid(shape[1], size)
+        if grid is not None:
+            height, width = grid
+            prefix = shape[1] - height * width
+            reshape = partial(
+                vit_reshape_transform, height=height, width=width, prefix_tokens=prefix
+            )
+            return TargetLayer(run.module, run.name, -1, reshape)
+    return None
+
+
+def _distortion(spatial: Sequence[int], size: Sequence[int]) -> float:
+    """How far from the input's proportions the output's are; 0 if they are the same."""
+    scales = [math.log(full / max(part, 1)) for part, full in zip(spatial, size, strict=True)]
+    return max(scales) - min(scales)
+
+
+def _grid(n_tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
+    """The grid of the patches, with the fewest tokens in front of it."""
+    for prefix in range(_MOST_PREFIX_TOKENS + 1):
+        patches = n_tokens - prefix
+        if patches < 4:
+            return None
+        height = round(math.sqrt(patches * size[0] / size[1]))
+        if height and patches % height == 0:
+            grid = height, patches // height
+            if _distortion(grid, size) < math.log(1.1):
+                return grid
+    return None
+
+
+def _channels(run: _Run, found: TargetLayer) -> int | None:
+    return None if run.shape is None else run.shape[found.channel_dim]
+
+
+def _among_tokens(
+    tokens: list[tuple[_Run, TargetLayer]], attentions: list[int]
+) -> TargetLayer | None:
+    """The norm before the last attention, or the last norm where there is no attention."""
+    norms = [(run, found) for run, found in tokens if "norm" in type(run.module).__name__.lower()]
+    if not norms:
+        return None
+    later = [begin for begin in attentions if begin > norms[0][0].end]
+    last = max(later, default=math.inf)
+    return [found for run, found in norms if run.end < last][-1]
+
+
+def _example(model: nn.Module) -> Tensor:
+    first = next(model.parameters(), None)
+    device = None if first is None else first.device
+    return torch.zeros(1, 3, 224, 224, device=device)
+
+
+def did_you_mean(name: str, names: Iterator[str] | Sequence[str] | Mapping[str, Any]) -> str:
+    """A sentence with the names that are close to one that does not exist, or nothing."""
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=4, cutoff=0.5)
+    return f" Close are: {', '.join(close)}." if close else ""

@@ -1,0 +1,214 @@
+"""Layers by name, and the last one with maps: what is found, and what is said when nothing is."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models as vision
+
+from captum_clustered import ClusteredLayerAblation
+from captum_clustered.layers import find_layer, find_target_layer
+
+LAST_LAYER = {
+    "alexnet": "features",
+    "convnext_tiny": "features",
+    "densenet121": "features",
+    "efficientnet_b0": "features",
+    "efficientnet_v2_s": "features",
+    "googlenet": "inception5b",
+    "inception_v3": "Mixed_7c",
+    "maxvit_t": "blocks.3",
+    "mnasnet0_5": "layers",
+    "mobilenet_v2": "features",
+    "mobilenet_v3_small": "features",
+    "regnet_x_400mf": "trunk_output",
+    "regnet_y_400mf": "trunk_output",
+    "resnet18": "layer4",
+    "resnext50_32x4d": "layer4",
+    "shufflenet_v2_x0_5": "conv5",
+    "squeezenet1_0": "features",
+    "squeezenet1_1": "features",
+    "swin_t": "permute",
+    "swin_v2_t": "permute",
+    "vgg11": "features",
+    "vgg11_bn": "features",
+    "vit_b_32": "encoder.layers.encoder_layer_11.ln_1",
+    "wide_resnet50_2": "layer4",
+}
+
+
+def test_no_family_of_torchvision_is_left_out():
+    def family(name):
+        return re.match("[a-z]+(_v2|_v3|_x_|_y_)?", name)[0]
+
+    names = vision.list_models(module=vision)
+    assert {family(name) for name in LAST_LAYER} == {family(name) for name in names}
+
+
+@pytest.mark.parametrize("name", LAST_LAYER)
+def test_last_layer_of_each_torchvision_family(name):
+    size = 299 if name == "inception_v3" else 224
+    options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    # on the meta device nothing is computed; RegNet's construction needs values
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        model = vision.get_model(name, **options)
+        found = find_target_layer(model, torch.zeros(1, 3, size, size))
+    assert found.name == LAST_LAYER[name]
+    assert found.layer is model.get_submodule(found.name)
+    assert not found.at_input
+    tokens = name.startswith("vit")
+    assert found.channel_dim == (-1 if tokens else 1)
+    assert (found.reshape_transform is not None) == tokens
+
+
+def _explained(model, x, name="auto"):
+    found = find_layer(model, name, x)
+    cam = ClusteredLayerAblation(
+        model,
+        found.layer,
+        n_clusters=4,
+        channel_dim=found.channel_dim,
+        reshape_transform=found.reshape_transform,
+    )
+    return found, cam.attribute(x, target=1, attribute_to_layer_input=found.at_input)
+
+
+def _vision_transformer():
+    return vision.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16,
+        num_classes=5,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["auto", "encoder.layers.encoder_layer_0", "encoder"])
+def test_tokens_become_a_grid_without_the_class_token(name):
+    model = _vision_transformer()
+    found, heat = _explained(model, torch.rand(2, 3, 32, 32), name)
+    assert found.reshape_transform.keywords == {"height": 4, "width": 4, "prefix_tokens": 1}
+    assert heat.shape == (2, 1, 4, 4)
+
+
+def test_channels_last_are_told_by_the_shape_of_the_image():
+    model = vision.SwinTransformer(
+        patch_size=[4, 4], embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=[2, 2],
+        num_classes=5,
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, 32, 48)
+    found, heat = _explained(model, x)
+    assert (found.name, found.channel_dim) == ("permute", 1)
+    before, same = _explained(model, x, "norm")
+    assert (before.channel_dim, before.reshape_transform) == (-1, None)
+    assert heat.shape == (1, 1, 4, 6)
+    torch.testing.assert_close(heat, same)
+
+
+class SharedReLU(nn.Module):
+    """One ReLU serves twice, so it cannot be the layer, yet it makes the maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+        self.relu, self.pool = nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.relu(self.conv2(self.relu(self.conv1(x))))
+        return self.fc(self.pool(x).flatten(1))
+
+
+def test_maps_behind_a_shared_relu_are_the_input_of_the_pooling():
+    model, x = SharedReLU().eval(), torch.rand(2, 3, 12, 12)
+    found, heat = _explained(model, x)
+    assert (found.name, found.at_input) == ("pool", True)
+    assert heat.shape == (2, 1, 8, 8)
+
+
+def test_pooling_of_the_layers_own_output_changes_nothing():
+    features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model = nn.Sequential(
+        features, nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    found = find_target_layer(model, torch.rand(1, 3, 12, 12))
+    assert (found.name, found.at_input) == ("0", False)
+
+
+def test_maps_without_a_batch_axis_are_not_the_layer():
+    class Position(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maps = nn.Parameter(torch.rand(1, 4, 10, 10))
+
+        def forward(self):
+            return self.maps * 2
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.position, self.fc = nn.Conv2d(3, 4, 3), Position(), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.fc((self.conv(x) + self.position()).mean((2, 3)))
+
+    assert find_target_layer(Net(), torch.rand(1, 3, 12, 12)).name == "conv"
+
+
+def test_maps_of_classes_are_not_the_layer():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )  # fmt: skip
+    assert find_target_layer(model, torch.rand(1, 3, 12, 12)).name == "1"
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_one_and_three_dimensions(dims):
+    conv = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
+    model = nn.Sequential(conv(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+    found = find_target_layer(model, torch.rand(1, 3, *[6] * dims))
+    assert (found.name, found.channel_dim) == ("1", 1)
+
+
+def test_attention_whose_tokens_are_no_grid_is_refused():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Flatten(2), Attention(), Attention(), nn.Flatten(), nn.LazyLinear(5)
+    )
+    with pytest.raises(ValueError, match=r"`layer` could not be found: .* Name one"):
+        find_target_layer(model, torch.rand(1, 3, 9, 20))
+
+
+def test_a_model_without_maps_is_refused():
+    with pytest.raises(ValueError, match=r"`layer` could not be found"):
+        find_target_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), torch.rand(1, 3, 2, 2))
+
+
+def test_the_model_is_left_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    model[1].eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert find_target_layer(model, torch.rand(2, 3, 8, 8)).name == "1"
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        find_target_layer(model, torch.rand(2, 3, 9, 9))
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_layer_by_name():
+    model = vision.resnet18()
+    found = find_layer(model, "layer3.1")
+    assert found.layer is model.layer3[1]
+    assert (found.channel_dim, found.at_input) == (1, False)
+    with pytest.raises(ValueError, match=r"got 'layer5'\. Close are: .*layer4"):
+        find_layer(model, "layer5")
+    with pytest.raises(ValueError, match=r"got 'zzz'\. The outermost are: conv1, bn1, .*fc\.$"):
+        find_layer(model, "zzz")
