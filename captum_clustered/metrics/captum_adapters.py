@@ -1,0 +1,230 @@
+"""Captum's own metrics for heat maps, without what goes wrong when these are handed over bare.
+
+- `captum.metrics.sensitivity_max` (0.9.0) takes a bare tensor, as layer methods return it, for a
+  tuple of tensors, one for each example: an error for several images, and for one image a result
+  that is too large by the square root of `n_perturb_samples`. Here it gets a tuple.
+- `captum.metrics.infidelity` wants attributions of the input's shape. Spreading a heat map over
+  three channels by repetition triples what it says; here the channels share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum import metrics as captum_metrics
+from torch import Tensor
+
+from captum_clustered.metrics.curves import BUDGET
+from captum_clustered.metrics.masking import Interpolation, check_int, resize
+from captum_clustered.metrics.scoring import Model, Score, resolve_target, target_scores
+from captum_clustered.targets import Target
+
+__all__ = ["infidelity", "sensitivity_max"]
+
+
+@torch.no_grad()
+def infidelity(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "identity",
+    interpolation: Interpolation = "bilinear",
+    perturb_func: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    noise: float = 0.003,
+    seed: int = 0,
+    n_perturb_samples: int = 10,
+    normalize: bool = True,
+    max_examples_per_batch: int | None = None,
+) -> Tensor:
+    r"""How badly the map predicts what a small change of the image does to the score.
+
+    :math:`E_I [(I \cdot \phi - (f(x) - f(x - I)))^2]`, by `captum.metrics.infidelity` (Yeh et al.,
+    "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019). The map is resized to the
+    image and keeps its own values; the channels share each pixel's equally. A map with a NaN counts
+    as a map of zeros.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`~captum_clustered.metrics.confidences`;
+            only the images are perturbed.
+        heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point.
+        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
+        additional_forward_args (Any, optional): Default: None
+        score (str or callable, optional): Captum's value, the logit, is the default; noise hardly
+            moves the probability of a sure model. Default: ``"identity"``
+        interpolation (str or None, optional): How a map of another size is resized.
+            Default: ``"bilinear"``
+        perturb_func (callable, optional): From images to a pair (perturbation, perturbed images),
+            as in Captum. Default: None (Gaussian noise)
+        noise (float, optional): Standard deviation of the Gaussian noise, in the model's input.
+            Default: 0.003 (as in Captum's documentation)
+        seed (int, optional): Of the Gaussian noise; torch's own generators are left alone.
+            Default: 0
+        n_perturb_samples (int, optional): Perturbations of each image. Default: 10
+        normalize (bool, optional): Whether the map is scaled by the factor that suits it best, so
+            that only its shape counts. Default: True
+        max_examples_per_batch (int, optional): Images in one pass, at least one batch.
+            Default: None (as many as fit a fixed budget)
+
+    Returns:
+        *Tensor*: `(N,)`, >= 0, lower is better, in squared units of the score.
+
+    Raises:
+        TypeError: If an argument, or what the model returns, is of a wrong type.
+        ValueError: If a shape or a value does not fit.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return (x * torch.tensor([1.0, 2.0, 3.0])).sum((1, 2, 3))
+        >>> exact = torch.tensor([[[[1.0, 2.0, 3.0]]]])
+        >>> bool(infidelity(logits, torch.rand(1, 1, 1, 3), exact, noise=1.0) < 1e-8)
+        True
+    """
+    check_int("n_perturb_samples", n_perturb_samples, 1)
+    model = Model.of(forward_func, inputs, additional_forward_args)
+    image = model.image
+    maps = resize(heatmaps, image.shape[2:], len(image), image.device, interpolation)
+    # Captum takes the small difference of large squares
+    maps = maps.float() if image.device.type == "mps" else maps.double()
+    spread = (maps / image.shape[1]).expand_as(image)
+    classes = resolve_target(model(image), target)
+
+    def scores(perturbed: Tensor, rows: Tensor) -> Tensor:
+        chosen = None if classes is None else classes[rows]
+        return target_scores(model(perturbed, rows), chosen, score)
+
+    return captum_metrics.infidelity(  # type: ignore[no-any-return]
+        scores,
+        perturb_func or _gaussian_noise(noise, seed, image.device),
+        image,
+        spread,
+        additional_forward_args=torch.arange(len(image), device=image.device),
+        n_perturb_samples=n_perturb_samples,
+        normalize=normalize,
+        max_examples_per_batch=_at_a_time(image, n_perturb_samples, max_examples_per_batch),
+    )
+
+
+def sensitivity_max(
+    explain: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    target: Target = None,
+    *,
+    perturb_func: Callable[..., Any] | None = None,
+    perturb_radius: float = 0.02,
+    n_perturb_samples: int = 10,
+    norm_ord: str | float = "fro",
+    seed: int = 0,
+    max_examples_per_batch: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """How far the map can move when the image changes a little, relative to the map's norm.
+
+    By `captum.metrics.sensitivity_max` (Yeh et al. 2019). For a method that draws random numbers
+    the result means little unless they are seeded; for one that clusters it jumps where a label
+    flips.
+
+    Args:
+        explain (callable): The method, called as ``explain(inputs, target=target, **kwargs)``, such
+            as a Captum method's `attribute`. Gives a tensor or a tuple of tensors, the examples
+            first. Called on `n_perturb_samples` copies of the images at a time.
+        inputs (Tensor or tuple[Tensor, ...]): What `explain` takes, the examples first.
+        target (int, tuple, Tensor or list, optional): Passed on to `explain`, one entry per example
+            or one for all. Default: None (`explain` is called without one)
+        perturb_func (callable, optional): From inputs, and `perturb_radius` if it takes two
+            arguments, to perturbed inputs, as in Captum. Default: None (uniform noise)
+        perturb_radius (float, optional): Each value moves by at most this. Default: 0.02
+        n_perturb_samples (int, optional): Perturbations of each example. Default: 10
+        norm_ord (str or float, optional): The norm, as in :func:`torch.norm`. Default: ``"fro"``
+        seed (int, optional): Of the uniform noise; torch's own generators are left alone.
+            Default: 0
+        max_examples_per_batch (int, optional): Examples in one call of `explain`, at least one
+            batch. Default: None (as many as fit a fixed budget)
+        **kwargs (Any): Passed on to `explain`; Captum repeats `additional_forward_args` and
+            `baselines` for the perturbed examples.
+
+    Returns:
+        *Tensor*: `(N,)`, >= 0, lower is better.
+
+    Raises:
+        TypeError: If `inputs` are no tensors.
+        ValueError: If `n_perturb_samples` is not at least 1.
+
+    Example::
+
+        >>> def explain(images, target):
+        ...     return images.sum(1, keepdim=True)
+        >>> moved = sensitivity_max(explain, torch.ones(2, 1, 3, 3), target=0)
+        >>> moved.shape, bool((moved <= 0.02).all())
+        (torch.Size([2]), True)
+    """
+    check_int("n_perturb_samples", n_perturb_samples, 1)
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise TypeError("`inputs` must be a tensor or a tuple of tensors.")
+    if target is not None:
+        kwargs["target"] = target
+
+    def as_tuple(given: Tensor | tuple[Tensor, ...], **arguments: Any) -> tuple[Tensor, ...]:
+        if isinstance(given, tuple) and len(given) == 1:
+            given = given[0]
+        found = explain(given, **arguments)
+        maps = found if isinstance(found, tuple) else (found,)
+        return tuple(heat.detach().contiguous() for heat in maps)
+
+    return captum_metrics.sensitivity_max(  # type: ignore[no-any-return]
+        as_tuple,
+        inputs,
+        perturb_func or _uniform_noise(seed, tensors[0].device),
+        perturb_radius=perturb_radius,
+        n_perturb_samples=n_perturb_samples,
+        norm_ord=norm_ord,
+        max_examples_per_batch=_at_a_time(tensors[0], n_perturb_samples, max_examples_per_batch),
+        **kwargs,
+    )
+
+
+def _at_a_time(image: Tensor, samples: int, given: int | None) -> int:
+    """Examples in one pass; Captum wants at least the batch, at most all its perturbations."""
+    if given is not None:
+        check_int("max_examples_per_batch", given, 1)
+    n = len(image)
+    fitting = given or BUDGET // (image.nbytes // max(n, 1) or 1)
+    return min(max(n, fitting), n * samples)
+
+
+def _gaussian_noise(
+    deviation: float, seed: int, device: torch.device
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def perturb(images: Tensor) -> tuple[Tensor, Tensor]:
+        noise = deviation * torch.randn(
+            images.shape, generator=generator, dtype=images.dtype, device=device
+        )
+        return noise, images - noise
+
+    return perturb
+
+
+def _uniform_noise(
+    seed: int, device: torch.device
+) -> Callable[[Any, float], Tensor | tuple[Tensor, ...]]:
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def moved(tensor: Tensor, radius: float) -> Tensor:
+        noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype, device=device)
+        return tensor + radius * (2 * noise - 1)
+
+    def perturb(inputs: Any, radius: float) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(inputs, tuple):
+            return tuple(moved(tensor, radius) for tensor in inputs)
+        return moved(inputs, radius)
+
+    return perturb

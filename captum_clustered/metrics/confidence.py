@@ -1,0 +1,623 @@
+"""Average drop, increase in confidence, average gain: what the model says of the masked image.
+
+:func:`confidences` runs the model; the metrics are arithmetic on its numbers. So one evaluation
+with many metrics runs each masked image once, and a table that keeps `original`, `masked` and
+`complement` can be read again with another metric.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_clustered.metrics.masking import (
+    Fill,
+    Interpolation,
+    Normalization,
+    describe,
+    fill_image,
+    masked,
+    prepare,
+)
+from captum_clustered.metrics.scoring import (
+    Conventions,
+    Model,
+    Score,
+    as_labels,
+    name_of,
+    name_of_target,
+    resolve_target,
+    target_scores,
+)
+from captum_clustered.targets import Target
+
+__all__ = [
+    "Confidences",
+    "average_drop",
+    "average_gain",
+    "confidences",
+    "drop",
+    "drop_on_complement",
+    "gain",
+    "increase",
+    "increase_in_confidence",
+    "mean_area",
+    "wins",
+]
+
+
+# --- arithmetic -----------------------------------------------------------------------------------
+
+
+def drop(original: Tensor, masked: Tensor, *, clamp: bool = True) -> Tensor:
+    r"""The loss of confidence in percent, :math:`100 \, [p - o]_+ / p`.
+
+    Its mean over images is the average drop of Chattopadhay et al., "Grad-CAM++", WACV 2018.
+
+    Args:
+        original (Tensor): Scores :math:`p` of the images, any shape.
+        masked (Tensor): Scores :math:`o` of the masked images, same shape.
+        clamp (bool, optional): Whether a rise counts as 0 instead of a negative drop. Default: True
+
+    Returns:
+        *Tensor*: In percent; at most 100 for scores that are not negative. A negative score is
+        divided by its size; no change is 0 also where the score is 0.
+
+    Example::
+
+        >>> drop(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
+        tensor([75.,  0.])
+    """
+    fall = original - masked
+    if clamp:
+        fall = fall.relu()
+    return torch.where(fall == 0, 0, 100 * fall / original.abs())
+
+
+def gain(original: Tensor, masked: Tensor) -> Tensor:
+    r"""The gain of confidence in percent, :math:`100 \, [o - p]_+ / (1 - p)`.
+
+    Source: Zhang et al., "Opti-CAM", arXiv 2301.07002, equation 15.
+
+    Args:
+        original (Tensor): Probabilities :math:`p` of the images, any shape.
+        masked (Tensor): Probabilities :math:`o` of the masked images, same shape.
+
+    Returns:
+        *Tensor*: In percent, 0 to 100.
+
+    Example::
+
+        >>> gain(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
+        tensor([ 0.0000, 80.0000])
+    """
+    rise = (masked - original).relu()
+    return torch.where(rise == 0, 0, 100 * rise / (1 - original))
+
+
+def increase(original: Tensor, masked: Tensor, *, tolerance: float = 0.0) -> Tensor:
+    """Whether the confidence rises: 100 where `masked > original + tolerance`, else 0.
+
+    Its mean over images is the percent increase in confidence of Chattopadhay et al., "Grad-CAM++",
+    WACV 2018.
+
+    Args:
+        original (Tensor): Scores of the images, any shape.
+        masked (Tensor): Scores of the masked images, same shape.
+        tolerance (float, optional): A rise up to this does not count. Default: 0.0
+
+    Returns:
+        *Tensor*: 0 or 100; NaN where a score is NaN.
+
+    Example::
+
+        >>> increase(torch.tensor([0.8, 0.5, 0.5]), torch.tensor([0.2, 0.9, 0.5]))
+        tensor([  0., 100.,   0.])
+    """
+    risen = 100.0 * (masked > original + tolerance).to(original.dtype)
+    return torch.where((original + masked).isnan(), torch.nan, risen)
+
+
+def wins(
+    first: Tensor, second: Tensor, *, higher_is_better: bool = False, ties: float = 0.0
+) -> Tensor:
+    """Where the first method beats the second one on an image: 100, else 0.
+
+    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018: the share of images on which a method's
+    drop is the smaller one.
+
+    Args:
+        first (Tensor): A number per image, for example drops, `(N,)`.
+        second (Tensor): The other method's numbers on the same images, `(N,)`.
+        higher_is_better (bool, optional): Whether the larger number wins. Default: False
+        ties (float, optional): What a tie counts, between 0 and 1. Default: 0.0
+
+    Returns:
+        *Tensor*: In percent, `(N,)`; NaN where a number is NaN.
+
+    Raises:
+        ValueError: If the shapes differ or `ties` lies outside [0, 1].
+
+    Example::
+
+        >>> wins(torch.tensor([10.0, 30.0, 5.0]), torch.tensor([20.0, 30.0, 0.0]), ties=0.5)
+        tensor([100.,  50.,   0.])
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"`first` and `second` must be of the same images; got shapes {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )
+    if not 0 <= ties <= 1:
+        raise ValueError(f"`ties` must lie in [0, 1]; got {ties!r}.")
+    better = first > second if higher_is_better else first < second
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    won = 100 * (better.to(dtype) + ties * (first == second).to(dtype))
+    return torch.where((first + second).isnan(), torch.nan, won)
+
+
+# --- the model's answers --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Confidences:
+    """What the model says of a batch of images and of what their heat maps leave of them.
+
+    `N` is the number of images. Scores are float64 where the device has it.
+
+    Attributes:
+        original (Tensor): Scores of the images, `(N,)`.
+        masked (Tensor): Scores of the images seen through their maps, `(N,)`.
+        complement (Tensor or None): Scores of what the maps hide, `(N,)`, if it was asked for.
+        target (Tensor or None): int64 `(N,)`: the classes (`(N, d)` for an output of several axes);
+            None where the model gives one score per image.
+        area (Tensor): Mean of each map at the images' size, in percent, `(N,)`.
+        status (Tensor): int8 `(N,)`, a :class:`~captum_clustered.metrics.Status` for each map.
+        conventions (Conventions): How the numbers were made.
+
+    Example::
+
+        >>> found = Confidences(
+        ...     original=torch.tensor([0.8, 0.5]), masked=torch.tensor([0.2, 0.9]), complement=None,
+        ...     target=None, area=torch.tensor([30.0, 40.0]), status=torch.zeros(2),
+        ...     conventions=Conventions("softmax", "predicted", "0", "minmax", "bilinear"),
+        ... )
+        >>> found.average_drop
+        tensor([75.,  0.])
+    """
+
+    original: Tensor
+    masked: Tensor
+    complement: Tensor | None
+    target: Tensor | None
+    area: Tensor
+    status: Tensor
+    conventions: Conventions
+
+    @property
+    def average_drop(self) -> Tensor:
+        """The :func:`drop` of each image, percent; lower is better."""
+        return drop(self.original, self.masked)
+
+    @property
+    def increase_in_confidence(self) -> Tensor:
+        """The :func:`increase` of each image, 0 or 100; higher is better."""
+        return increase(self.original, self.masked)
+
+    @property
+    def average_gain(self) -> Tensor:
+        """The :func:`gain` of each image, percent; higher is better."""
+        if self.conventions.score == "identity":
+            raise ValueError(
+                "`score` must be a probability for the average gain; got 'identity'. Pass "
+                "score='softmax' or 'sigmoid'."
+            )
+        return gain(self.original, self.masked)
+
+    @property
+    def drop_on_complement(self) -> Tensor:
+        """The :func:`drop` of what the maps hide, not clamped, percent; higher is better."""
+        if self.complement is None:
+            raise ValueError(
+                "`complement` must be True in `confidences` for the drop on the complement; got "
+                "False."
+            )
+        return drop(self.original, self.complement, clamp=False)
+
+    def columns(self) -> dict[str, Tensor]:
+        """One column `(N,)` for each number and each metric, for a table with a row per image."""
+        columns = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor) and value.ndim == 1
+        }
+        columns["average_drop"] = self.average_drop
+        columns["increase_in_confidence"] = self.increase_in_confidence
+        if self.conventions.score != "identity":
+            columns["average_gain"] = self.average_gain
+        if self.complement is not None:
+            columns["drop_on_complement"] = self.drop_on_complement
+        return columns
+
+
+@torch.no_grad()
+def confidences(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    normalize: Normalization = "minmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+    complement: bool = True,
+    original: Tensor | None = None,
+) -> Confidences:
+    """Runs the model on the images, on what the heat maps show and on what they hide.
+
+    Put the model into evaluation mode first. Nothing is read from the device.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits, `(N, classes)`.
+        inputs (Tensor or tuple[Tensor, ...]): The model's inputs; the first one is the images,
+            `(N, C, *spatial)`, as the model takes them. Only they are masked.
+        heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point, of any
+            library, range and resolution.
+        target (int, tuple, Tensor or list, optional): The class to judge by, as in Captum.
+            Default: None (the class that the model predicts for the unmasked image)
+        additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
+            tuple. Default: None
+        score (str or callable, optional): What becomes of the logits: ``"softmax"``,
+            ``"sigmoid"``, ``"identity"``, or a callable. Default: ``"softmax"``
+        normalize (str or None, optional): ``"minmax"``, ``"max"``, or None for maps that lie in
+            [0, 1]; see :func:`~captum_clustered.metrics.prepare`. Default: ``"minmax"``
+        interpolation (str or None, optional): How a map of another size is resized:
+            ``"bilinear"``, ``"nearest"``, or None to refuse it. Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): What replaces the masked part.
+            0.0 is the product of image and map: black for a model that takes images in [0, 1],
+            and the mean colour for normalised images; their black is ``Black(mean, std)``.
+            See :func:`~captum_clustered.metrics.fill_image`. Default: 0.0
+        complement (bool, optional): Whether to run the model on what the maps hide. Default: True
+        original (Tensor, optional): Scores of the images, if an earlier call with the same target
+            and score has found them; saves a pass. Default: None
+
+    Returns:
+        *Confidences*: The scores, and what is wrong with the maps, if anything.
+
+    Raises:
+        TypeError: If an argument, or what the model returns, is of a wrong type.
+        ValueError: If a shape or a value does not fit; the message says what to change.
+
+    Example::
+
+        >>> def logits(x):  # two classes: how bright the left and the right half is
+        ...     return torch.stack([x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))], 1)
+        >>> images = torch.tensor([[[[1.0, 1.0, 0.0, 1.0]]]])
+        >>> heat = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
+        >>> found = confidences(logits, images, heat)
+        >>> found.original, found.masked  # the softmax of 2 against 1, and of 2 against 0
+        (tensor([0.7311], dtype=torch.float64), tensor([0.8808], dtype=torch.float64))
+        >>> found.area
+        tensor([50.])
+    """
+    model = Model.of(forward_func, inputs, additional_forward_args)
+    image = model.image
+    maps = prepare(
+        heatmaps,
+        image.shape[2:],
+        n_examples=len(image),
+        device=image.device,
+        normalize=normalize,
+        interpolation=interpolation,
+    )
+    background = fill_image(fill, image)
+    if original is None:
+        output = model(image)
+        classes = resolve_target(output, target)
+        original = target_scores(output, classes, score)
+        output = model(masked(image, maps.values, background))
+    else:
+        output = model(masked(image, maps.values, background))
+        _check_original(original, target, output)
+        classes = resolve_target(output, target)
+    seen = target_scores(output, classes, score)
+    hidden = None
+    if complement:
+        output = model(masked(image, 1 - maps.values, background))
+        hidden = target_scores(output, classes, score)
+    return Confidences(
+        original=original.to(seen),
+        masked=seen,
+        complement=hidden,
+        target=as_labels(classes),
+        area=100 * maps.values.flatten(1).mean(1),
+        status=maps.status,
+        conventions=Conventions(
+            score=name_of(score),
+            target=name_of_target(target, classes),
+            fill=describe(fill),
+            normalize=normalize or "none",
+            interpolation=interpolation or "none",
+        ),
+    )
+
+
+def _check_original(original: Tensor, target: Target, output: Tensor) -> None:
+    if original.shape != (len(output),):
+        raise ValueError(
+            f"`original` must hold one score for each of the {len(output)} images; got shape "
+            f"{tuple(original.shape)}."
+        )
+    if target is None and output.ndim > 1 and output.shape[1] > 1:
+        raise ValueError(
+            "`target` must be given with `original`, whose scores are of certain classes; got "
+            "None. Pass the `target` of the earlier result."
+        )
+
+
+# --- one metric at a time -------------------------------------------------------------------------
+
+
+def average_drop(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    normalize: Normalization = "minmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+) -> Tensor:
+    """How much of its confidence the model loses when it sees the image through its heat map.
+
+    The mean over images is the average drop (AD, ADC). A map's size alone can make it small: a map
+    of ones has 0. Report :func:`mean_area` beside it. To get several metrics from one run, and the
+    record of all conventions, use :func:`confidences`.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all arguments.
+        heatmaps (Tensor or array): The maps to judge, of any library.
+        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
+        additional_forward_args (Any, optional): Default: None
+        score (str or callable, optional): Default: ``"softmax"``
+        normalize (str or None, optional): Default: ``"minmax"``
+        interpolation (str or None, optional): Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
+
+    Returns:
+        *Tensor*: In percent, `(N,)`, as :func:`drop`; lower is better.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return torch.stack([x.sum((1, 2, 3)), torch.zeros(len(x))], 1)
+        >>> heat = torch.tensor([[[1.0, 0.0]]])
+        >>> average_drop(logits, torch.ones(1, 1, 1, 2), heat, target=0)
+        tensor([17.0003], dtype=torch.float64)
+    """
+    found = confidences(
+        forward_func,
+        inputs,
+        heatmaps,
+        target,
+        additional_forward_args=additional_forward_args,
+        score=score,
+        normalize=normalize,
+        interpolation=interpolation,
+        fill=fill,
+        complement=False,
+    )
+    return found.average_drop
+
+
+def increase_in_confidence(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    normalize: Normalization = "minmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Whether the model is surer of the class when it sees the image through its heat map.
+
+    The mean over images is the percent increase in confidence (PIC, AI). It is noisy where the
+    model's probabilities are near 1 already.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all but the last.
+        heatmaps (Tensor or array): The maps to judge, of any library.
+        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
+        additional_forward_args (Any, optional): Default: None
+        score (str or callable, optional): Default: ``"softmax"``
+        normalize (str or None, optional): Default: ``"minmax"``
+        interpolation (str or None, optional): Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
+        tolerance (float, optional): A rise up to this does not count. Default: 0.0
+
+    Returns:
+        *Tensor*: 0 or 100, `(N,)`, as :func:`increase`; higher is better.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return torch.stack([x.sum((1, 2, 3)), torch.zeros(len(x))], 1)
+        >>> image = torch.tensor([[[[1.0, -1.0]]]])
+        >>> increase_in_confidence(logits, image, torch.tensor([[[1.0, 0.0]]]), target=0)
+        tensor([100.], dtype=torch.float64)
+    """
+    found = confidences(
+        forward_func,
+        inputs,
+        heatmaps,
+        target,
+        additional_forward_args=additional_forward_args,
+        score=score,
+        normalize=normalize,
+        interpolation=interpolation,
+        fill=fill,
+        complement=False,
+    )
+    return increase(found.original, found.masked, tolerance=tolerance)
+
+
+def average_gain(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    normalize: Normalization = "minmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+) -> Tensor:
+    """How much of the missing confidence the model gains when it sees the image through its map.
+
+    The mean over images is the average gain (AG). A map of ones, or nearly so, gains nothing.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all arguments.
+        heatmaps (Tensor or array): The maps to judge, of any library.
+        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
+        additional_forward_args (Any, optional): Default: None
+        score (str or callable, optional): A probability. Default: ``"softmax"``
+        normalize (str or None, optional): Default: ``"minmax"``
+        interpolation (str or None, optional): Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
+
+    Returns:
+        *Tensor*: In percent, `(N,)`, as :func:`gain`; higher is better.
+
+    Raises:
+        ValueError: If `score` is ``"identity"``, which is no probability.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return torch.stack([x.sum((1, 2, 3)), torch.zeros(len(x))], 1)
+        >>> image = torch.tensor([[[[1.0, -1.0]]]])
+        >>> average_gain(logits, image, torch.tensor([[[1.0, 0.0]]]), target=0)
+        tensor([46.2117], dtype=torch.float64)
+    """
+    found = confidences(
+        forward_func,
+        inputs,
+        heatmaps,
+        target,
+        additional_forward_args=additional_forward_args,
+        score=score,
+        normalize=normalize,
+        interpolation=interpolation,
+        fill=fill,
+        complement=False,
+    )
+    return found.average_gain
+
+
+def drop_on_complement(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    normalize: Normalization = "minmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+    clamp: bool = False,
+) -> Tensor:
+    """How much of its confidence the model loses when it sees only what the heat map hides.
+
+    The mean over images is the average drop in deletion (ADD; Jung and Oh, "Towards Better
+    Explanations of Class Activation Mapping", ICCV 2021).
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all but the last.
+        heatmaps (Tensor or array): The maps to judge, of any library.
+        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
+        additional_forward_args (Any, optional): Default: None
+        score (str or callable, optional): Default: ``"softmax"``
+        normalize (str or None, optional): Default: ``"minmax"``
+        interpolation (str or None, optional): Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
+        clamp (bool, optional): Whether a rise counts as 0 instead of a negative drop.
+            Default: False
+
+    Returns:
+        *Tensor*: In percent, `(N,)`, as :func:`drop`; higher is better.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return torch.stack([x.sum((1, 2, 3)), torch.zeros(len(x))], 1)
+        >>> heat = torch.tensor([[[1.0, 0.0]]])
+        >>> drop_on_complement(logits, torch.ones(1, 1, 1, 2), heat, target=0)
+        tensor([17.0003], dtype=torch.float64)
+    """
+    found = confidences(
+        forward_func,
+        inputs,
+        heatmaps,
+        target,
+        additional_forward_args=additional_forward_args,
+        score=score,
+        normalize=normalize,
+        interpolation=interpolation,
+        fill=fill,
+    )
+    return found.drop_on_complement.relu() if clamp else found.drop_on_complement
+
+
+def mean_area(
+    heatmaps: Any,
+    size: tuple[int, ...] | None = None,
+    *,
+    normalize: Normalization = "minmax",
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """The mean of each heat map: how much of the image it shows.
+
+    This is the complexity of ADCC (Poppi et al. 2021). Area alone moves the average drop, so that
+    the two belong in one table.
+
+    Args:
+        heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`.
+        size (tuple[int, ...], optional): Spatial size of the images; a map of another size is
+            resized first, which changes its mean. Default: None (the maps' own)
+        normalize (str or None, optional): See :func:`confidences`. Default: ``"minmax"``
+        interpolation (str or None, optional): See :func:`confidences`. Default: ``"bilinear"``
+
+    Returns:
+        *Tensor*: In percent, `(N,)`.
+
+    Example::
+
+        >>> mean_area(torch.tensor([[[0.0, 1.0], [1.0, 4.0]]]))
+        tensor([37.5000])
+    """
+    if size is None:
+        shape = tuple(getattr(heatmaps, "shape", ()))
+        # (N, H, W) and (N, 1, H) differ in meaning only; a second axis of 1 is the channel
+        size = shape[2:] if len(shape) > 2 and shape[1] == 1 else shape[1:]
+    maps = prepare(heatmaps, size, normalize=normalize, interpolation=interpolation)
+    return 100 * maps.values.flatten(1).mean(1)

@@ -1,0 +1,264 @@
+"""Insertion and deletion: how the score moves as pixels come or go in the map's order.
+
+Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018. Only the order of a map's values counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_clustered.metrics.masking import (
+    Blur,
+    Fill,
+    Interpolation,
+    check_int,
+    describe,
+    fill_image,
+    prepare,
+)
+from captum_clustered.metrics.scoring import (
+    Conventions,
+    Model,
+    Score,
+    as_labels,
+    name_of,
+    name_of_target,
+    resolve_target,
+    target_scores,
+)
+from captum_clustered.targets import Target
+
+__all__ = ["BUDGET", "Curve", "deletion", "insertion"]
+
+BUDGET = 16 * 2**20
+"""Bytes of changed images that go through the model at a time, if no number of images is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Scores of a batch of `N` images at `T` stages between two images.
+
+    Attributes:
+        kind (str): ``"insertion"`` or ``"deletion"``.
+        fractions (Tensor): `(T,)`, the share of pixels that has been changed, from 0 to 1.
+        scores (Tensor): `(N, T)`.
+        target (Tensor or None): int64 `(N,)`: the classes, as in
+            :class:`~captum_clustered.metrics.Confidences`.
+        status (Tensor): int8 `(N,)`, a :class:`~captum_clustered.metrics.Status` for each map.
+        conventions (Conventions): How the numbers were made.
+    """
+
+    kind: Literal["insertion", "deletion"]
+    fractions: Tensor
+    scores: Tensor
+    target: Tensor | None
+    status: Tensor
+    conventions: Conventions
+
+    @property
+    def area(self) -> Tensor:
+        """The area under each curve by trapezoids, times 100, `(N,)`; percent for probabilities."""
+        return 100 * torch.trapezoid(self.scores, self.fractions, dim=1)
+
+
+def insertion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = Blur(11, 5.0),  # noqa: B008  a frozen value
+    step: int = 224,
+    seed: int | None = None,
+    max_examples_per_batch: int | None = None,
+) -> Curve:
+    """Puts the image's pixels into a blurred image, the map's largest values first.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`~captum_clustered.metrics.confidences`.
+        heatmaps (Tensor or array): Likewise; only the order of a map's values counts.
+        target (int, tuple, Tensor or list, optional): Likewise.
+            Default: None (the class that the model predicts for the whole image)
+        additional_forward_args (Any, optional): Likewise. A tensor with one row for each image
+            follows its image. Default: None
+        score (str or callable, optional): Likewise. Default: ``"softmax"``
+        interpolation (str or None, optional): Likewise. Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): The image to start from.
+            Default: ``Blur(11, 5.0)``
+        step (int, optional): Pixels that change at a time. Default: 224 (a row of an image of that
+            width, as in the paper; then 225 images go through the model for each one)
+        seed (int, optional): Breaks ties at random, by this seed. Default: None (equal pixels in
+            reading order, which favours the top of an image where much of a map is zero)
+        max_examples_per_batch (int, optional): Images in one pass; changes memory and time, never
+            the result. Default: None (as many as fit :data:`BUDGET`)
+
+    Returns:
+        *Curve*: The curve and its area; a larger area is better.
+
+    Raises:
+        TypeError: If an argument, or what the model returns, is of a wrong type.
+        ValueError: If a shape or a value does not fit; the message says what to change.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return x.sum((1, 2, 3))
+        >>> image = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]])
+        >>> curve = insertion(logits, image, image, score="identity", fill=0.0, step=1)
+        >>> curve.scores
+        tensor([[0.0000, 0.4000, 0.7000, 0.9000, 1.0000]], dtype=torch.float64)
+        >>> curve.area
+        tensor([62.5000], dtype=torch.float64)
+    """
+    return _curve(
+        forward_func,
+        inputs,
+        heatmaps,
+        target,
+        additional_forward_args,
+        score,
+        interpolation,
+        fill,
+        step,
+        seed,
+        max_examples_per_batch,
+        "insertion",
+    )
+
+
+def deletion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    score: Score = "softmax",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+    step: int = 224,
+    seed: int | None = None,
+    max_examples_per_batch: int | None = None,
+) -> Curve:
+    """Takes the image's pixels out, the map's largest values first.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`insertion`, like all arguments.
+        heatmaps (Tensor or array): Only the order of a map's values counts.
+        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
+        additional_forward_args (Any, optional): Default: None
+        score (str or callable, optional): Default: ``"softmax"``
+        interpolation (str or None, optional): Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): What is left of a pixel.
+            Default: 0.0
+        step (int, optional): Pixels that change at a time. Default: 224
+        seed (int, optional): Breaks ties at random. Default: None (in reading order)
+        max_examples_per_batch (int, optional): Images in one pass. Default: None
+
+    Returns:
+        *Curve*: The curve and its area; a smaller area is better.
+
+    Example::
+
+        >>> def logits(x):
+        ...     return x.sum((1, 2, 3))
+        >>> image = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]])
+        >>> deletion(logits, image, image, score="identity", step=2).scores
+        tensor([[1.0000, 0.3000, 0.0000]], dtype=torch.float64)
+    """
+    return _curve(
+        forward_func,
+        inputs,
+        heatmaps,
+        target,
+        additional_forward_args,
+        score,
+        interpolation,
+        fill,
+        step,
+        seed,
+        max_examples_per_batch,
+        "deletion",
+    )
+
+
+@torch.no_grad()
+def _curve(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target,
+    additional_forward_args: Any,
+    score: Score,
+    interpolation: Interpolation,
+    fill: Fill,
+    step: int,
+    seed: int | None,
+    chunk: int | None,
+    kind: Literal["insertion", "deletion"],
+) -> Curve:
+    check_int("step", step, 1)
+    if chunk is not None:
+        check_int("max_examples_per_batch", chunk, 1)
+    model = Model.of(forward_func, inputs, additional_forward_args)
+    image = model.image
+    n, size = len(image), image.shape[2:]
+    maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
+    ranks = _ranks(maps.values.flatten(1), seed)
+    background = fill_image(fill, image).expand_as(image)
+    before, after = (background, image) if kind == "insertion" else (image, background)
+
+    classes = resolve_target(model(image), target)
+    pixels = size.numel()
+    counts = torch.arange(-(-pixels // step) + 1, device=image.device) * step
+    counts = counts.clamp(max=pixels)
+    chunk = chunk or max(1, BUDGET // (image.nbytes // max(n, 1) or 1))
+    scores = []
+    for start in range(0, n * len(counts), chunk):
+        stop = min(start + chunk, n * len(counts))
+        pairs = torch.arange(start, stop, device=image.device)
+        rows, stages = pairs // len(counts), pairs % len(counts)
+        changed = (ranks[rows] < counts[stages, None]).view(-1, 1, *size)
+        output = model(torch.where(changed, after[rows], before[rows]), rows)
+        scores.append(target_scores(output, None if classes is None else classes[rows], score))
+    joined = torch.cat(scores).view(n, -1) if scores else image.new_zeros(0, len(counts))
+    return Curve(
+        kind=kind,
+        fractions=counts.to(joined.dtype) / pixels,
+        scores=joined,
+        target=as_labels(classes),
+        status=maps.status,
+        conventions=Conventions(
+            score=name_of(score),
+            target=name_of_target(target, classes),
+            fill=describe(fill),
+            normalize="ranks",
+            interpolation=interpolation or "none",
+            step=step,
+            ties="reading order" if seed is None else f"random, seed {seed}",
+        ),
+    )
+
+
+def _ranks(values: Tensor, seed: int | None) -> Tensor:
+    """Each pixel's place when the largest value comes first, int32 `(N, pixels)`."""
+    pixels = values.shape[1]
+    if seed is None:
+        order = values.argsort(dim=1, descending=True, stable=True)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        mixed = torch.randperm(pixels, generator=generator).to(values.device)
+        order = mixed[values[:, mixed].argsort(dim=1, descending=True, stable=True)]
+    places = torch.arange(pixels, dtype=torch.int32, device=values.device)
+    ranks = torch.empty(order.shape, dtype=torch.int32, device=values.device)
+    return ranks.scatter_(1, order, places.expand_as(order))

@@ -1,0 +1,211 @@
+"""Does the heat map lie on the object? Pointing game, energy inside, intersection over union."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_clustered.metrics.masking import Interpolation, prepare
+
+__all__ = ["boxes_to_masks", "energy_inside", "iou", "pointing_game"]
+
+
+def boxes_to_masks(
+    boxes: Sequence[Any],
+    size: tuple[int, int],
+    *,
+    image_size: tuple[int, int] | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draws boxes as masks; several boxes of an image are united.
+
+    Args:
+        boxes (sequence): For each image its boxes `(n, 4)`, as `x0, y0, x1, y1` in pixels, the
+            corner of the image being (0, 0). A pixel belongs to a box if its centre lies inside.
+        size (tuple[int, int]): Height and width of the masks.
+        image_size (tuple[int, int], optional): Height and width of the image that the boxes were
+            drawn on. Default: None (the masks' size)
+        device (torch.device or str, optional): Where the masks are needed. Default: None
+
+    Returns:
+        *Tensor*: bool `(N, 1, height, width)`; empty for an image without boxes.
+
+    Raises:
+        ValueError: If an image's boxes are not four numbers each.
+
+    Example::
+
+        >>> boxes_to_masks([[[1, 0, 3, 1]]], (2, 4)).int()
+        tensor([[[[0, 1, 1, 0],
+                  [0, 0, 0, 0]]]], dtype=torch.int32)
+    """
+    height, width = size
+    rows, columns = image_size or size
+    y = (torch.arange(height, device=device) + 0.5) * (rows / height)
+    x = (torch.arange(width, device=device) + 0.5) * (columns / width)
+    masks = torch.zeros(len(boxes), 1, height, width, dtype=torch.bool, device=device)
+    for mask, given in zip(masks, boxes, strict=True):
+        corners = torch.as_tensor(given, dtype=torch.float32, device=device)
+        corners = corners.reshape(-1, 4) if corners.numel() == 0 or corners.ndim == 1 else corners
+        if corners.ndim != 2 or corners.shape[1] != 4:
+            raise ValueError(
+                "`boxes` must hold for each image a list of boxes, four numbers each (x0, y0, x1, "
+                f"y1); got shape {tuple(corners.shape)} for one image."
+            )
+        x0, y0, x1, y1 = corners[:, :, None].unbind(1)
+        inside_y, inside_x = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)
+        mask[0] = (inside_y[:, :, None] & inside_x[:, None, :]).any(0)
+    return masks
+
+
+def pointing_game(
+    heatmaps: Any,
+    masks: Tensor,
+    *,
+    tolerance: float = 15,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """Whether the map's largest value lies on the object, or at most `tolerance` pixels from it.
+
+    Source: Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018. Where
+    several pixels share the largest value, the share of them that hits is given, so that a flat map
+    has what pointing at random would have.
+
+    Args:
+        heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`, of any range and resolution.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, bool or not 0 on the object; of the size in
+            which `tolerance` is meant. :func:`boxes_to_masks` makes them from boxes.
+        tolerance (float, optional): In pixels of the mask, Euclidean. Default: 15
+        interpolation (str or None, optional): How a map of another size is resized.
+            Default: ``"bilinear"``
+
+    Returns:
+        *Tensor*: 0 to 100, `(N,)`, higher is better; NaN where the mask is empty.
+
+    Raises:
+        TypeError: If the maps are not floating point.
+        ValueError: If shapes do not fit or the tolerance is negative.
+
+    Example::
+
+        >>> heat, mask = torch.tensor([[[0.0, 1.0, 3.0]]]), torch.tensor([[[1, 1, 0]]])
+        >>> pointing_game(heat, mask, tolerance=0), pointing_game(heat, mask, tolerance=1)
+        (tensor([0.]), tensor([100.]))
+    """
+    if not isinstance(tolerance, numbers.Real) or not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be a number >= 0; got {tolerance!r}.")
+    maps, objects = _pair(heatmaps, masks, interpolation)
+    near = _dilated(objects, float(tolerance))
+    peak = maps == maps.flatten(1).amax(1).view(-1, 1, 1, 1)
+    return _share(peak & near, peak, objects)
+
+
+def energy_inside(
+    heatmaps: Any, masks: Tensor, *, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """The share of the map's sum that lies on the object.
+
+    Source: Wang et al., "Score-CAM", CVPR Workshops 2020, there the energy-based pointing game.
+
+    Args:
+        heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`; scaled to [0, 1] by minimum and
+            maximum.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, bool or not 0 on the object.
+        interpolation (str or None, optional): How a map of another size is resized.
+            Default: ``"bilinear"``
+
+    Returns:
+        *Tensor*: In percent, `(N,)`, higher is better; 0 for a map of zeros, NaN where the mask is
+        empty.
+
+    Raises:
+        TypeError: If the maps are not floating point.
+        ValueError: If shapes do not fit.
+
+    Example::
+
+        >>> energy_inside(torch.tensor([[[0.0, 1.0, 3.0]]]), torch.tensor([[[1, 1, 0]]]))
+        tensor([25.0000])
+    """
+    maps, objects = _pair(heatmaps, masks, interpolation)
+    return _share(maps * objects, maps, objects)
+
+
+def iou(
+    heatmaps: Any,
+    masks: Tensor,
+    *,
+    threshold: float = 0.5,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """Intersection over union of the object and of where the map is at least `threshold`.
+
+    Args:
+        heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`; scaled to [0, 1] by minimum and
+            maximum.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, bool or not 0 on the object.
+        threshold (float, optional): In (0, 1]. Default: 0.5
+        interpolation (str or None, optional): How a map of another size is resized.
+            Default: ``"bilinear"``
+
+    Returns:
+        *Tensor*: In percent, `(N,)`, higher is better; NaN where the mask is empty.
+
+    Raises:
+        TypeError: If the maps are not floating point.
+        ValueError: If shapes do not fit or the threshold lies outside (0, 1].
+
+    Example::
+
+        >>> iou(torch.tensor([[[0.0, 2.0, 3.0]]]), torch.tensor([[[1, 1, 0]]]))
+        tensor([33.3333])
+    """
+    if not isinstance(threshold, numbers.Real) or not 0 < threshold <= 1:
+        raise ValueError(f"`threshold` must lie in (0, 1]; got {threshold!r}.")
+    maps, objects = _pair(heatmaps, masks, interpolation)
+    shown = maps >= threshold
+    return _share(shown & objects, shown | objects, objects)
+
+
+def _pair(heatmaps: Any, masks: Tensor, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
+    """Maps and masks, both `(N, 1, H, W)`."""
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"`masks` must be a tensor; got {type(masks).__name__}.")
+    objects = masks if masks.ndim == 4 else masks.unsqueeze(1)
+    if objects.ndim != 4 or objects.shape[1] != 1:
+        raise ValueError(
+            f"`masks` must have shape (N, 1, H, W) or (N, H, W); got {tuple(masks.shape)}."
+        )
+    maps = prepare(
+        heatmaps,
+        objects.shape[2:],
+        n_examples=len(objects),
+        device=objects.device,
+        interpolation=interpolation,
+    )
+    return maps.values, objects != 0
+
+
+def _share(part: Tensor, whole: Tensor, objects: Tensor) -> Tensor:
+    """`part` of `whole` in percent; 0 of nothing is 0; NaN without an object."""
+    dtype = part.dtype if part.is_floating_point() else torch.float32
+    parts, wholes = (values.to(dtype).flatten(1).sum(1) for values in (part, whole))
+    share = 100 * parts / torch.where(wholes == 0, 1, wholes)
+    return torch.where(objects.flatten(1).any(1), share, torch.nan)
+
+
+def _dilated(objects: Tensor, tolerance: float) -> Tensor:
+    """All pixels whose distance from the object is at most `tolerance`."""
+    # no further than the image reaches
+    radius = int(min(tolerance, max(objects.shape[2:])))
+    if radius == 0:
+        return objects
+    offsets = torch.arange(-radius, radius + 1, device=objects.device)
+    disc = offsets[:, None] ** 2 + offsets**2 <= tolerance**2
+    found = F.conv2d(objects.float(), disc.float()[None, None], padding=radius)
+    return found > 0.5
