@@ -1,7 +1,28 @@
 """Clustered-CAM and its family for Captum: which part of the image made the model say so?"""
 
-from captum_clustered.ablation import ClusteredAttribution, ClusteredLayerAblation
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ClusteredAttribution", "ClusteredLayerAblation", "__version__"]
+if TYPE_CHECKING:
+    from captum_clustered.ablation import ClusteredAttribution as ClusteredAttribution
+    from captum_clustered.ablation import ClusteredLayerAblation as ClusteredLayerAblation
 
 __version__ = "0.1.0"
+
+# loaded when first asked for, so that `captum-clustered --help` need not wait for torch
+_HOMES = {
+    "ClusteredAttribution": "ablation",
+    "ClusteredLayerAblation": "ablation",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -29,7 +29,11 @@ class Model:
 
     def __call__(self) -> Any:
         """Runs the model once."""
-        return self.forward_func(*self.args)
+        return self.forward_func(*self.fresh())
+
+    def fresh(self) -> tuple[Any, ...]:
+        """The arguments, copied: the model may write into what it is given, and not only once."""
+        return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
 
     def copies(self, times: int) -> Any:
         """Runs the model on `times` copies of the batch, one after the other."""
@@ -39,7 +43,7 @@ class Model:
                 return arg
             return arg.repeat(times, *[1] * (arg.ndim - 1))
 
-        return self.forward_func(*map(repeat, self.args))
+        return self.forward_func(*map(repeat, self.fresh()))
 
     @property
     def nbytes(self) -> int:
@@ -78,12 +82,7 @@ def as_model(forward_func: Callable[..., Any], inputs: Any, additional: Any) -> 
         additional = ()
     elif not isinstance(additional, tuple):
         additional = (additional,)
-    # an inference tensor has no version counter, which tells whether a value was changed in place
-    args = tuple(
-        arg.clone() if isinstance(arg, Tensor) and arg.is_inference() else arg
-        for arg in (*inputs, *additional)
-    )
-    return Model(_unwrap(forward_func), args, len(inputs[0]))
+    return Model(_unwrap(forward_func), (*inputs, *additional), len(inputs[0]))
 
 
 def _unwrap(forward_func: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from captum_clustered.capture import Call, Capture, LayerIO
 from captum_clustered.clustering import Groups
@@ -251,16 +251,15 @@ def _suffix(
 ) -> Replay | str:
     """The scores by `torch.vmap`, or why they cannot be had that way."""
     device = captured.scores.device
-    leaves, spec = tree_flatten(([call.output for call in captured.prefix], model.args))
     mixed = torch.is_autocast_enabled(device.type)
     if mixed:  # autocast does not reach what vmap runs: there, all is computed in float32
         ablation = ablation.float()
-        low = {torch.bfloat16, torch.float16}
-        leaves = [x.float() if isinstance(x, Tensor) and x.dtype in low else x for x in leaves]
     chunk = chunk or _fitting(ablation.nbytes, device)
+    outputs = [call.output for call in captured.prefix]
+    spec = tree_structure((outputs, model.args))
 
-    def score(ablated: list[Tensor], leaves: list[Any]) -> Tensor:
-        outputs, args = tree_unflatten(leaves, spec)
+    def score(ablated: list[Tensor], known: list[Any]) -> Tensor:
+        outputs, args = tree_unflatten(known, spec)
         hand_out(outputs)
         handle = io.hook(lambda _: ablated)
         try:
@@ -269,12 +268,16 @@ def _suffix(
             handle.remove()
 
     def run(groups: range, spread: bool) -> Tensor:
-        dims = [0 if spread and isinstance(leaf, Tensor) else None for leaf in leaves]
-        given = [
-            leaf if dim is None else leaf.expand(len(groups), *leaf.shape)
-            for leaf, dim in zip(leaves, dims, strict=True)
-        ]
-        return torch.vmap(score, (0, dims), randomness="same")(ablation.without(groups), given)
+        known = tree_leaves((outputs, model.fresh()))
+        if mixed:
+            known = [_float(leaf) for leaf in known]
+        dims = [0 if spread and isinstance(leaf, Tensor) else None for leaf in known]
+        if spread:
+            known = [
+                leaf.expand(len(groups), *leaf.shape) if isinstance(leaf, Tensor) else leaf
+                for leaf in known
+            ]
+        return torch.vmap(score, (0, dims), randomness="same")(ablation.without(groups), known)
 
     with _frozen(captured.prefix) as hand_out, _batchable(device.type, mixed):
         # there is no group -1: the first copy stays whole
@@ -300,6 +303,11 @@ def _suffix(
             parts.append(run(groups, spread))
             tick(len(groups))
     return Replay(scores[0], torch.cat(parts).T, "suffix")
+
+
+def _float(leaf: Any) -> Any:
+    low = isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16)
+    return leaf.float() if low else leaf
 
 
 def _fitting(nbytes: int, device: torch.device) -> int:

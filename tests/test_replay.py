@@ -268,6 +268,31 @@ def test_nothing_is_left_behind():
     assert torch.equal(x, X)
 
 
+class Overwrites(nn.Module):
+    """Normalises what it is given in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_models.split_cnn()
+
+    def forward(self, x, shift):
+        x.sub_(shift)
+        shift.add_(1)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("replay", ["suffix", "full"])
+def test_a_model_that_overwrites_its_arguments(replay):
+    model = Overwrites()
+    expected = _explain(model.net, model.net[0])  # of the image that is left after the shift
+    x, shift = X + 0.25, torch.tensor(0.25, dtype=torch.float64)
+    cam = ClusteredLayerAblation(model, model.net[0], clusterer="every-map", replay=replay)
+    result = cam.explain(x, TARGET, additional_forward_args=shift, perturbations_per_eval=2)
+    torch.testing.assert_close(result.ablated_scores, expected.ablated_scores)
+    assert torch.equal(x, X + 0.25)
+    assert float(shift) == 0.25
+
+
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_nothing_is_left_behind_after_an_exception(call):
     """In the capture, in the first chunk of the replay, in the full path."""
