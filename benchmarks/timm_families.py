@@ -73,7 +73,7 @@ def try_family(name: str) -> dict[str, Any]:
         cam = ClusteredLayerAblation(
             model,
             found.layer,
-            n_clusters=4,
+            n_clusters=3,
             channel_dim=found.channel_dim,
             reshape_transform=found.reshape_transform,
             replay=replay,

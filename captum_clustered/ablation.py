@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -256,6 +256,7 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
             model = as_model(self.forward_func, inputs, additional_forward_args)
             targets = format_target(target, model.n)
             captured = capture(model, io, targets, seen)
+            model = replace(model, overwrites=captured.overwrites)
             if captured.stochastic:
                 warnings.warn(
                     "The model has dropout or batch norm in training mode, so that its scores are "

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ class Call:
     module: nn.Module
     number: int  # the how-manieth call of this module in the forward pass
     output: Any
-    inside: Counter[nn.Module]  # calls that it made in turn, which do not happen if it is skipped
-    versions: list[int | None] = field(default_factory=list)
+    inside: list[nn.Module]  # the calls that it made in turn, which do not happen if it is skipped
+    versions: list[int | None]
 
     def unchanged(self) -> bool:
         """Whether nothing wrote into the output after the call returned."""
@@ -109,6 +109,7 @@ class Capture:
         scale (Tensor): Largest magnitude in the model's output, `(N,)` or `(1,)`, against which
             rounding is judged.
         prefix (list[Call]): The frozen prefix.
+        overwrites (bool): Whether the model wrote into its arguments.
         stochastic (bool): Whether a module in training mode makes the model's output random or
             dependent on the rest of the batch.
     """
@@ -117,12 +118,8 @@ class Capture:
     scores: Tensor
     scale: Tensor
     prefix: list[Call]
+    overwrites: bool
     stochastic: bool
-
-    @property
-    def single(self) -> bool:
-        """Whether the layer gave one tensor, alone or in a tuple."""
-        return len(self.activations) == 1
 
 
 def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates) -> Capture:
@@ -142,6 +139,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
             if the number of scores is neither that of the examples nor one.
     """
     recorder = _Recorder(io, seen)
+    args = model.fresh()
     activations: list[list[Tensor]] = []
 
     def keep(tensors: list[Tensor]) -> None:
@@ -152,7 +150,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
     with recorder.active():
         handle = io.hook(keep)
         try:
-            output = model()
+            output = model.forward_func(*args)
         finally:
             handle.remove()
     if not activations:
@@ -180,6 +178,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
         scale=_scale(output, scores),
         # the layer's own output is replaced anyway, so that it may have changed
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
+        overwrites=any(version != 0 for arg in args for version in _versions(arg)),
         stochastic=any(_is_stochastic(module) for module in seen.attributes),
     )
 
@@ -246,10 +245,7 @@ class _Recorder:
         if self.begun:
             return
         module, number = self.open.pop()
-        inside: Counter[nn.Module] = Counter()
-        for call in self.frames.pop():
-            inside[call.module] += 1
-            inside.update(call.inside)
+        inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
         call = Call(module, number, output, inside, _versions(output))
         self.frames[-1].append(call)
         if module is self.io.layer:
@@ -261,6 +257,8 @@ class _Recorder:
 def _versions(output: Any) -> list[int | None]:
     """The version counters of the tensors in a module's output."""
     # None, for what cannot be watched, never counts as unchanged
+    if isinstance(output, Tensor):
+        return [None if output.is_inference() else output._version]
     return [
         leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else None
         for leaf in tree_leaves(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 import warnings
@@ -21,18 +22,24 @@ _one_at_a_time = threading.RLock()
 
 @dataclass(frozen=True)
 class Model:
-    """The forward function with its arguments for `n` examples."""
+    """The forward function with its arguments for `n` examples.
+
+    Attributes:
+        forward_func (callable): The model, or what runs it.
+        args (tuple): All its arguments.
+        n (int): The number of examples.
+        overwrites (bool): Whether it may write into its arguments: then it gets copies, each time.
+    """
 
     forward_func: Callable[..., Any]
     args: tuple[Any, ...]
     n: int
-
-    def __call__(self) -> Any:
-        """Runs the model once."""
-        return self.forward_func(*self.fresh())
+    overwrites: bool = True
 
     def fresh(self) -> tuple[Any, ...]:
-        """The arguments, copied: the model may write into what it is given, and not only once."""
+        """The arguments, as they were passed."""
+        if not self.overwrites:
+            return self.args
         return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
 
     def copies(self, times: int) -> Any:
@@ -121,6 +128,8 @@ class ModuleStates:
     def __exit__(self, *_: object) -> None:
         for module, before in self.attributes.items():
             now = module.__dict__
+            if len(now) == len(before) and all(map(operator.is_, now.values(), before.values())):
+                continue
             for name in now.keys() - before.keys():
                 del now[name]
             for name, value in before.items():

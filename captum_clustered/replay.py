@@ -28,7 +28,7 @@ from captum_clustered.targets import repeat_target, select
 
 __all__ = ["Ablation", "Replay", "replay"]
 
-BUDGET = {"cpu": 24 * 2**20, "other": 256 * 2**20}
+BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
 """Bytes of ablated activations that are held at a time, where the caller does not say, by device.
 
 On the CPU, what is much larger is fetched from the system and zeroed anew for each chunk.
@@ -54,16 +54,25 @@ class Ablation:
     channel_dims: list[int]
     n_groups: int
 
-    def without(self, groups: range) -> list[Tensor]:
+    def room(self, copies: int) -> list[Tensor]:
+        """Memory for that many copies, to be used again: fresh memory costs more than copying."""
+        return [tensor.new_empty(copies, *tensor.shape) for tensor in self.activations]
+
+    def without(self, groups: range, room: list[Tensor] | None = None) -> list[Tensor]:
         """Copies of the tensors, the i-th without the i-th of the groups; a new first axis.
 
         To copy everything and then to write the baseline where it belongs is several times faster
         than to choose between the two value by value, since most of a copy is never touched.
         """
         return [
-            _without(activation, labels, baseline, dim, groups)
-            for activation, labels, baseline, dim in zip(
-                self.activations, self.labels, self.baselines, self.channel_dims, strict=True
+            _switch_off(copies[: len(groups)], activation, labels, baseline, dim, groups.start)
+            for copies, activation, labels, baseline, dim in zip(
+                self.room(len(groups)) if room is None else room,
+                self.activations,
+                self.labels,
+                self.baselines,
+                self.channel_dims,
+                strict=True,
             )
         ]
 
@@ -112,14 +121,18 @@ class Ablation:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.activations)
 
 
-def _without(
-    activation: Tensor, labels: Tensor, baseline: Tensor, channel_dim: int, groups: range
+def _switch_off(
+    copies: Tensor,
+    activation: Tensor,
+    labels: Tensor,
+    baseline: Tensor,
+    channel_dim: int,
+    start: int,
 ) -> Tensor:
-    copies = activation.expand(len(groups), *activation.shape).contiguous()
-    if copies.data_ptr() == activation.data_ptr():  # a single copy would be the original
-        copies = copies.clone()
-    copy = labels - groups.start  # the copy in which a map is switched off
-    here = (copy >= 0) & (copy < len(groups))
+    """Fills copies with the activation, the i-th without the maps whose label is `start + i`."""
+    copies.copy_(activation)
+    copy = labels - start  # the copy in which a map is switched off
+    here = (copy >= 0) & (copy < len(copies))
     shape = [size if axis in (0, channel_dim) else 1 for axis, size in enumerate(activation.shape)]
     # a map that is in none of the copies is written into the first as it is: no index is looked at
     values = torch.where(here.reshape(shape), baseline, activation).movedim(channel_dim, 1)
@@ -277,11 +290,14 @@ def _suffix(
                 leaf.expand(len(groups), *leaf.shape) if isinstance(leaf, Tensor) else leaf
                 for leaf in known
             ]
-        return torch.vmap(score, (0, dims), randomness="same")(ablation.without(groups), known)
+        ablated = ablation.without(groups, room)
+        # cloned, should the score be a view into what the next chunk writes over
+        return torch.vmap(score, (0, dims), randomness="same")(ablated, known).clone()
 
     with _frozen(captured.prefix) as hand_out, _batchable(device.type, mixed):
         # there is no group -1: the first copy stays whole
         first, *others = _chunks(range(-1, ablation.n_groups), chunk)
+        room = ablation.room(len(first))
         spread = False
         try:
             scores = run(first, spread)
