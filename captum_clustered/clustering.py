@@ -147,7 +147,7 @@ class KMeans:
 
     Args:
         n_clusters (int, optional): `K`. Fewer distinct maps give fewer groups. Default: 64
-        n_iter (int, optional): Lloyd iterations at most. Default: 5
+        n_iter (int, optional): Lloyd iterations at most. Default: 4
         seed (int, optional): Of the random draws. Default: 0
 
     Example::
@@ -158,7 +158,7 @@ class KMeans:
     """
 
     n_clusters: int = 64
-    n_iter: int = 5
+    n_iter: int = 4
     seed: int = 0
 
     metric: ClassVar[str] = "euclidean"
@@ -210,7 +210,7 @@ class CosineKMeans(KMeans):
 
     Args:
         n_clusters (int, optional): `K`. Default: 64
-        n_iter (int, optional): Lloyd iterations at most. Default: 5
+        n_iter (int, optional): Lloyd iterations at most. Default: 4
         seed (int, optional): Of the random draws. Default: 0
 
     Example::
@@ -231,18 +231,18 @@ def _plus_plus(points: Tensor, live: Tensor, draws: Tensor, k: int) -> Tensor:
     ones = torch.ones_like(squares)
     # one product gives |a|^2 - 2ab + |b|^2: there are many steps, and each is small
     left = torch.cat([points * -2, ones, squares], 2)
-    right = torch.cat([points, squares, ones], 2).transpose(1, 2).contiguous()
+    right = torch.cat([points, squares, ones], 2).mul_(live.unsqueeze(2)).transpose(1, 2)
+    right = right.contiguous()
     rest = live  # the first centre is any live map
     chosen: list[Tensor] = []
     for uniform in draws:
-        index = _draw(rest, uniform.expand(n, -1))
+        index = _draw(rest.clamp(min=0), uniform.expand(n, -1))
         distances = left.gather(1, index.unsqueeze(2).expand(-1, -1, d + 2)).bmm(right)
         for _ in range(min(_TAKEN, k - len(chosen)) if chosen else 1):
             if chosen:
                 distances = torch.minimum(distances, rest.unsqueeze(1))
             best = distances.sum(2).argmin(1, keepdim=True)
             rest = distances.gather(1, best.unsqueeze(2).expand(-1, -1, c)).squeeze(1)
-            rest = rest.clamp_(min=0).mul_(live)
             chosen.append(index.gather(1, best))
     return points.gather(1, torch.cat(chosen, 1).unsqueeze(2).expand(-1, -1, d))
 
@@ -535,7 +535,7 @@ def as_clusterer(clusterer: Any, n_clusters: int = 64, seed: int | None = None) 
     Example::
 
         >>> as_clusterer("kmeans", n_clusters=16)
-        KMeans(n_clusters=16, n_iter=5, seed=0)
+        KMeans(n_clusters=16, n_iter=4, seed=0)
     """
     if isinstance(clusterer, str):
         _check_choice("clusterer", clusterer, tuple(CLUSTERERS))
