@@ -154,7 +154,7 @@ class KMeans:
 
         >>> features = torch.tensor([[[0.1, 0.0], [0.0, 0.1], [9.0, 9.0], [9.1, 9.0]]])
         >>> KMeans(n_clusters=2)(features).tolist()
-        [[0, 0, 1, 1]]
+        [[1, 1, 0, 0]]
     """
 
     n_clusters: int = 64

@@ -211,7 +211,10 @@ def test_what_is_imported_is_declared():
                 imported.add(node.module.partition(".")[0])
     imported -= sys.stdlib_module_names | {NAME}
     assert "torch" in imported
-    owners = {name: {canonicalize_name(d) for d in distributions[name]} for name in imported}
+    # Python 3.10 does not find all of them; most are called like what they hold
+    owners = {
+        name: {canonicalize_name(d) for d in distributions.get(name, [name])} for name in imported
+    }
     assert {name for name, owner in owners.items() if not owner & declared} == set()
 
 
@@ -221,7 +224,8 @@ def test_what_is_imported_is_declared():
 def _undocumented(owner, name):
     """Names of a public object, and of its own public methods, that no docstring explains."""
     thing = getattr(owner, name)
-    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+    alias = isinstance(thing, types.GenericAlias)  # which Python 3.10 takes for a class
+    if alias or not (inspect.isclass(thing) or inspect.isroutine(thing)):
         return
     text = inspect.getdoc(thing) or ""
     if not text or text.startswith(f"{name}("):  # a dataclass makes up such a line itself
