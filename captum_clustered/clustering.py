@@ -50,7 +50,8 @@ class Clusterer(Protocol):
         ...
 
 
-_CANDIDATES, _TAKEN = 16, 4  # of k-means++ a step; few steps, since each is many small operations
+# of k-means++ a step: few steps, since each is many small operations; small enough for one thread
+_CANDIDATES, _TAKEN = 12, 4
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _without_gaps(labels: Tensor, bound: int) -> Tensor:
 class KMeans:
     """k-means of the raw maps, batched over the examples, on the maps' own device.
 
-    Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007) in blocks: of 16 candidates drawn at
+    Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007) in blocks: of 12 candidates drawn at
     a time the best four are taken, one after the other; then come Lloyd's iterations. All examples
     share the same random draws, so that an example's labels do not depend on its neighbours; no
     global random state is touched.
