@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from captum_clustered.ablation import ClusteredAttribution as ClusteredAttribution
     from captum_clustered.ablation import ClusteredLayerAblation as ClusteredLayerAblation
+    from captum_clustered.ablation import LayerAblationCam as LayerAblationCam
+    from captum_clustered.egrad_cam import LayerEGradCam as LayerEGradCam
+    from captum_clustered.image_masking import LayerGroupCam as LayerGroupCam
+    from captum_clustered.image_masking import LayerScoreCam as LayerScoreCam
 
 __version__ = "0.1.0"
 
@@ -13,6 +17,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClusteredAttribution": "ablation",
     "ClusteredLayerAblation": "ablation",
+    "LayerAblationCam": "ablation",
+    "LayerEGradCam": "egrad_cam",
+    "LayerGroupCam": "image_masking",
+    "LayerScoreCam": "image_masking",
 }
 
 __all__ = [*_HOMES, "__version__"]

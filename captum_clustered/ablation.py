@@ -1,29 +1,32 @@
-"""The public door: :class:`ClusteredLayerAblation`, a Captum layer attribution."""
+"""The public door: :class:`ClusteredLayerAblation`, a Captum layer attribution; Ablation-CAM."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from captum.attr import LayerAttribution, PerturbationAttribution
+from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_clustered.capture import LayerIO, capture
-from captum_clustered.clustering import Groups, as_clusterer, group
-from captum_clustered.forward import Model, as_model, borrowed
-from captum_clustered.heatmap import ReshapeTransform, build, to_maps
+from captum_clustered.clustering import EveryMap, Groups, as_clusterer
+from captum_clustered.explainer import (
+    FirstPass,
+    LayerExplainer,
+    Tensors,
+    check_perturbations,
+    group_maps,
+    progress,
+    unwrap,
+)
+from captum_clustered.heatmap import ReshapeTransform, build
 from captum_clustered.replay import Ablation, Replay, replay
-from captum_clustered.targets import Target, format_target
-from captum_clustered.weighting import as_weighting
+from captum_clustered.targets import Target
+from captum_clustered.weighting import as_weighting, by_map
 
-__all__ = ["ClusteredAttribution", "ClusteredLayerAblation"]
-
-Tensors = Tensor | tuple[Tensor, ...]
+__all__ = ["ClusteredAttribution", "ClusteredLayerAblation", "LayerAblationCam"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ class ClusteredAttribution:
     replay_reason: str | None = None
 
 
-class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
+class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
     r"""Clustered-CAM: similar feature maps of a layer are switched off together.
 
     The maps :math:`A_k` of the layer are grouped. Each group :math:`G` is replaced by the baseline,
@@ -91,7 +94,8 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
         n_clusters (int, optional): Number of groups for a clusterer given by name. Default: 64
         weighting (str or callable, optional): How a drop becomes a weight: ``"drop"``, the paper's,
             gives the joint drop to each map of the group; ``"drop_per_map"`` shares it among them;
-            ``"drop_per_mass"`` shares it by activation; or a callable
+            ``"drop_per_mass"`` shares it by activation; ``"drop_per_norm"`` divides the drop by the
+            norm of the group's maps; or a callable
             ``(scores, ablated_scores, labels, activations) -> (N, K)``.
             Default: ``"drop_per_map"``, since the paper's counts a group of n maps n times
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
@@ -114,7 +118,7 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
         >>> heat = cam.attribute(x, target=3)
         >>> heat.shape
         torch.Size([2, 1, 14, 14])
-        >>> LayerAttribution.interpolate(heat, (16, 16), "bilinear").shape
+        >>> cam.interpolate(heat, (16, 16), "bilinear").shape
         torch.Size([2, 1, 16, 16])
     """
 
@@ -131,18 +135,19 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
         reshape_transform: ReshapeTransform | None = None,
         replay: Literal["auto", "suffix", "full"] = "auto",
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerExplainer.__init__(
+            self,
+            forward_func,
+            layer,
+            device_ids,
+            channel_dim=channel_dim,
+            reshape_transform=reshape_transform,
+        )
         PerturbationAttribution.__init__(self, forward_func)
         if replay not in ("auto", "suffix", "full"):
             raise ValueError(f"`replay` must be one of auto, suffix, full; got {replay!r}.")
-        if not isinstance(channel_dim, int) or channel_dim == 0:
-            raise ValueError(
-                f"`channel_dim` must be an int other than 0, the batch axis; got {channel_dim!r}."
-            )
         self.clusterer = as_clusterer(clusterer, n_clusters)
         self.weighting = as_weighting(weighting)
-        self.channel_dim = channel_dim
-        self.reshape_transform = reshape_transform
         self.replay = replay
         self._checked: set[Any] = set()
 
@@ -250,35 +255,25 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
             >>> result.labels.shape, result.ablated_scores.shape, result.replay
             (torch.Size([3, 4]), torch.Size([3, 2]), 'suffix')
         """
-        _check_perturbations(perturbations_per_eval)
-        io = LayerIO(self.layer, attribute_to_layer_input)
-        with borrowed() as seen:
-            model = as_model(self.forward_func, inputs, additional_forward_args)
-            targets = format_target(target, model.n)
-            captured = capture(model, io, targets, seen)
-            model = replace(model, overwrites=captured.overwrites)
-            if captured.stochastic:
-                warnings.warn(
-                    "The model has dropout or batch norm in training mode, so that its scores are "
-                    "random or depend on the batch. Call model.eval() before explaining it.",
-                    UserWarning,
-                    stacklevel=2,
-                )
-            maps = [self._maps(tensor, model.args[0].ndim) for tensor in captured.activations]
-            groups = [self._group(tensor, len(captured.scores)) for tensor in maps]
+        check_perturbations(perturbations_per_eval)
+        with self._first_pass(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        ) as first:
+            activations = first.captured.activations
+            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in first.maps]
             ablation = Ablation.of(
-                captured.activations,
+                activations,
                 groups,
-                [self._channel_dim(tensor) for tensor in captured.activations],
+                [self._channel_dim(tensor) for tensor in activations],
                 layer_baselines,
             )
-            check, key = self._needs_check(io, model, captured.scores.device)
-            with _progress(self.get_name(), ablation.n_groups, show_progress) as tick:
+            check, key = self._needs_check(first)
+            with progress(self.get_name(), ablation.n_groups, show_progress) as tick:
                 replayed = replay(
-                    model,
-                    io,
-                    targets,
-                    captured,
+                    first.model,
+                    first.io,
+                    first.targets,
+                    first.captured,
                     ablation,
                     mode=self.replay,
                     chunk=perturbations_per_eval,
@@ -287,45 +282,13 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
                 )
             if replayed.path == "suffix":
                 self._checked.add(key)
-        return self._result(maps, groups, replayed, relu_attributions, attr_dim_summation)
+        return self._result(first.maps, groups, replayed, relu_attributions, attr_dim_summation)
 
-    def _maps(self, activations: Tensor, input_ndim: int) -> Tensor:
-        if not 2 <= activations.ndim <= 5:
-            raise ValueError(
-                "`layer` must give tensors of 2 to 5 axes, the batch first; got shape "
-                f"{tuple(activations.shape)}. Choose a layer that gives feature maps."
-            )
-        if not activations.is_floating_point():
-            raise TypeError(
-                f"`layer` must give floating point tensors; got {activations.dtype}. Choose a "
-                "layer that gives feature maps."
-            )
-        channel_dim = self._channel_dim(activations)
-        return to_maps(activations, channel_dim, self.reshape_transform, self.layer, input_ndim)
-
-    def _channel_dim(self, activations: Tensor) -> int:
-        dim = self.channel_dim + (activations.ndim if self.channel_dim < 0 else 0)
-        if not 0 < dim < activations.ndim:
-            raise ValueError(
-                f"`channel_dim` must be an axis behind the batch axis of the layer's output "
-                f"{tuple(activations.shape)}; got {self.channel_dim}."
-            )
-        return dim
-
-    def _group(self, maps: Tensor, n_scores: int) -> Groups:
-        features = maps.reshape(*maps.shape[:2], -1)
-        if n_scores == len(maps):
-            return group(self.clusterer, features)
-        # one score for the whole batch: what it says of a map holds in all examples alike
-        shared = group(self.clusterer, features.transpose(0, 1).flatten(1).unsqueeze(0))
-        n = len(maps)
-        return Groups(shared.labels.expand(n, -1), shared.n_groups, shared.sizes.expand(n, -1))
-
-    def _needs_check(self, io: LayerIO, model: Model, device: torch.device) -> tuple[bool, Any]:
+    def _needs_check(self, first: FirstPass) -> tuple[bool, Any]:
         """Where reading a value makes the host wait, one check per layer and shapes is enough."""
-        shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else None for a in model.args)
-        key = (io, shapes)
-        return device.type == "cpu" or key not in self._checked, key
+        shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else None for a in first.model.args)
+        key = (first.io, shapes)
+        return first.captured.scores.device.type == "cpu" or key not in self._checked, key
 
     def _result(
         self,
@@ -341,27 +304,22 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
             for part, grouped, tensor in zip(parts, groups, maps, strict=True)
         ]
         channel_weights = [
-            torch.where(grouped.labels < 0, 0, weight.gather(1, grouped.labels.clamp(min=0)))
-            for weight, grouped in zip(weights, groups, strict=True)
+            by_map(weight, grouped.labels) for weight, grouped in zip(weights, groups, strict=True)
         ]
         heats = [
             build(tensor, weight, relu, sum_maps)
             for tensor, weight in zip(maps, channel_weights, strict=True)
         ]
 
-        def form(tensors: Iterable[Tensor]) -> Tensors:
-            tensors = tuple(tensors)
-            return tensors[0] if len(tensors) == 1 else tensors
-
         return ClusteredAttribution(
-            attributions=form(heats),
-            activations=form(maps),
-            labels=form(grouped.labels for grouped in groups),
+            attributions=unwrap(heats),
+            activations=unwrap(maps),
+            labels=unwrap(grouped.labels for grouped in groups),
             scores=replayed.scores,
-            ablated_scores=form(parts),
-            group_weights=form(weights),
-            valid=form(grouped.sizes > 0 for grouped in groups),
-            channel_weights=form(channel_weights),
+            ablated_scores=unwrap(parts),
+            group_weights=unwrap(weights),
+            valid=unwrap(grouped.sizes > 0 for grouped in groups),
+            channel_weights=unwrap(channel_weights),
             replay=replayed.path,
             replay_reason=replayed.reason,
         )
@@ -386,17 +344,56 @@ class ClusteredLayerAblation(LayerAttribution, PerturbationAttribution):
         return torch.where(grouped.sizes > 0, weights, 0)
 
 
-@contextmanager
-def _progress(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    if not show:
-        yield lambda groups: None  # noqa: ARG005
-        return
-    from tqdm.auto import tqdm
+class LayerAblationCam(ClusteredLayerAblation):
+    r"""Ablation-CAM: each feature map of a layer is switched off alone.
 
-    with tqdm(total=total, desc=f"{name} attribution") as bar:
-        yield bar.update
+    With the score :math:`S` and the score :math:`S_k` without the map :math:`A_k` the heat map is
+    :math:`\mathrm{ReLU}(\sum_k w_k A_k)`, where :math:`w_k = (S - S_k) / |S|` or, with
+    ``weighting="drop_per_norm"``, :math:`w_k = (S - S_k) / \|A_k\|_2` (Desai and Ramaswamy,
+    "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
+    Localization", WACV 2020, which gives both and uses the former; the magnitude in its divisor is
+    ours, since a negative score would turn the map inside out).
 
+    It is :class:`ClusteredLayerAblation` with each map as its own group: exact, maps are set to
+    zero and to nothing else, and only what lies behind the layer runs once for each map.
 
-def _check_perturbations(value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"`perturbations_per_eval` must be an int >= 1, or None; got {value!r}.")
+    Args:
+        forward_func (callable): The model, or a function that runs it, as in Captum.
+        layer (nn.Module): The layer, as for :class:`ClusteredLayerAblation`.
+        device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
+        weighting (str or callable, optional): ``"drop"``, ``"drop_per_norm"``, or what else
+            :class:`ClusteredLayerAblation` takes. Default: ``"drop"``
+        channel_dim (int, optional): Axis of the maps in the layer's own output. Default: 1
+        reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)`.
+            Default: None
+        replay (str, optional): ``"auto"``, ``"suffix"`` or ``"full"``. Default: ``"auto"``
+
+    Example::
+
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> cam = LayerAblationCam(model.eval(), model[1])
+        >>> cam.attribute(torch.rand(3, 1, 4, 4), target=1).shape
+        torch.Size([3, 1, 2, 2])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        *,
+        weighting: Any = "drop",
+        channel_dim: int = 1,
+        reshape_transform: ReshapeTransform | None = None,
+        replay: Literal["auto", "suffix", "full"] = "auto",
+    ) -> None:
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            clusterer=EveryMap(),
+            weighting=weighting,
+            channel_dim=channel_dim,
+            reshape_transform=reshape_transform,
+            replay=replay,
+        )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -105,7 +106,8 @@ class Capture:
 
     Attributes:
         activations (list[Tensor]): The layer's tensors, copied before anything could change them.
-        scores (Tensor): Target scores, `(N,)`, or `(1,)` if the model gives one for the batch.
+        scores (Tensor): Target scores, `(N,)`, or `(1,)` if the model gives one for the batch;
+            with their graph if gradients are enabled.
         scale (Tensor): Largest magnitude in the model's output, `(N,)` or `(1,)`, against which
             rounding is judged.
         prefix (list[Call]): The frozen prefix.
@@ -166,7 +168,9 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
         )
     _check_batch(activations[0], model.n)
     check_target(output, target)
-    scores = select(output, target).detach()
+    scores = select(output, target)
+    if not torch.is_grad_enabled():
+        scores = scores.detach()  # the model may have enabled gradients for itself
     if len(scores) not in (1, model.n):
         raise ValueError(
             "`forward_func` must give one score per example, or one for the batch; got "
@@ -175,7 +179,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
     return Capture(
         activations=activations[0],
         scores=scores,
-        scale=_scale(output, scores),
+        scale=_scale(output, scores.detach()),
         # the layer's own output is replaced anyway, so that it may have changed
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
         overwrites=any(version != 0 for arg in args for version in _versions(arg)),

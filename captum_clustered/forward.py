@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import sys
 import threading
@@ -42,15 +43,24 @@ class Model:
             return self.args
         return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
 
-    def copies(self, times: int) -> Any:
-        """Runs the model on `times` copies of the batch, one after the other."""
+    def copies(self, times: int, instead: dict[int, Tensor] | None = None) -> Any:
+        """Runs the model on `times` copies of the batch, one after the other.
 
-        def repeat(arg: Any) -> Any:
+        Args:
+            times (int): Number of copies.
+            instead (dict[int, Tensor], optional): Arguments by their place, with a row for each
+                example of each copy. Default: None
+        """
+        instead = instead or {}
+
+        def repeat(place: int, arg: Any) -> Any:
+            if place in instead:
+                return instead[place]
             if not isinstance(arg, Tensor) or not arg.ndim or len(arg) != self.n:
                 return arg
             return arg.repeat(times, *[1] * (arg.ndim - 1))
 
-        return self.forward_func(*map(repeat, self.fresh()))
+        return self.forward_func(*itertools.starmap(repeat, enumerate(self.fresh())))
 
     @property
     def nbytes(self) -> int:

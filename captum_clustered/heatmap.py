@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["build", "normalize", "swin_reshape_transform", "to_maps", "vit_reshape_transform"]
+__all__ = [
+    "build",
+    "enlarge",
+    "normalize",
+    "swin_reshape_transform",
+    "to_maps",
+    "vit_reshape_transform",
+]
 
 ReshapeTransform = Callable[[Tensor], Tensor]
 
@@ -172,6 +180,25 @@ def build(maps: Tensor, weights: Tensor, relu: bool, sum_maps: bool) -> Tensor:
     else:
         heat = maps * weights.reshape(*weights.shape, *[1] * (maps.ndim - 2))
     return (heat.relu() if relu else heat).to(maps.dtype)
+
+
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes maps linearly along each axis, corners not aligned, as Captum's `interpolate`.
+
+    Args:
+        maps (Tensor): `(N, C, *spatial)` with one to three spatial axes.
+        size (sequence of int): The spatial size that is needed.
+
+    Returns:
+        *Tensor*: `(N, C, *size)`.
+
+    Example::
+
+        >>> enlarge(torch.tensor([[[0.0, 4.0]]]), (4,))
+        tensor([[[0., 1., 3., 4.]]])
+    """
+    linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    return F.interpolate(maps, tuple(size), mode=linear, align_corners=False)
 
 
 def normalize(heatmaps: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from captum_clustered.clustering import Groups
 from captum_clustered.forward import Model
 from captum_clustered.targets import repeat_target, select
 
-__all__ = ["Ablation", "Replay", "replay"]
+__all__ = ["Ablation", "Replay", "chunks", "fitting", "replay"]
 
 BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
 """Bytes of ablated activations that are held at a time, where the caller does not say, by device.
@@ -245,7 +245,7 @@ def replay(
             stacklevel=5,
         )
     if chunk is None:  # a copy of the inputs grows to many times its size inside the model
-        chunk = _fitting(8 * (ablation.nbytes + model.nbytes), captured.scores.device)
+        chunk = fitting(8 * (ablation.nbytes + model.nbytes), captured.scores.device)
     if captured.stochastic or len(captured.scores) != len(ablation.activations[0]):
         chunk = 1  # copies would be normalised, or scored, together
     scores = _full(model, io, target, captured, ablation, chunk, tick)
@@ -267,7 +267,7 @@ def _suffix(
     mixed = torch.is_autocast_enabled(device.type)
     if mixed:  # autocast does not reach what vmap runs: there, all is computed in float32
         ablation = ablation.float()
-    chunk = chunk or _fitting(ablation.nbytes, device)
+    chunk = chunk or fitting(ablation.nbytes, device)
     outputs = [call.output for call in captured.prefix]
     spec = tree_structure((outputs, model.args))
 
@@ -296,7 +296,7 @@ def _suffix(
 
     with _frozen(captured.prefix) as hand_out, _batchable(device.type, mixed):
         # there is no group -1: the first copy stays whole
-        first, *others = _chunks(range(-1, ablation.n_groups), chunk)
+        first, *others = chunks(range(-1, ablation.n_groups), chunk)
         room = ablation.room(len(first))
         spread = False
         try:
@@ -326,12 +326,13 @@ def _float(leaf: Any) -> Any:
     return leaf.float() if low else leaf
 
 
-def _fitting(nbytes: int, device: torch.device) -> int:
-    """How many copies of that size fit the budget."""
+def fitting(nbytes: int, device: torch.device) -> int:
+    """How many copies of that many bytes fit the budget, at least one."""
     return max(1, BUDGET.get(device.type, BUDGET["other"]) // max(1, nbytes))
 
 
-def _chunks(groups: range, size: int) -> list[range]:
+def chunks(groups: range, size: int) -> list[range]:
+    """The groups, at most `size` at a time."""
     return [groups[start : start + size] for start in range(0, len(groups), size)]
 
 
@@ -417,7 +418,7 @@ def _full(
     tick: Callable[[int], object],
 ) -> Tensor:
     parts = []
-    for groups in _chunks(range(ablation.n_groups), chunk):
+    for groups in chunks(range(ablation.n_groups), chunk):
         times = len(groups)
         ablated = [tensor.flatten(0, 1) for tensor in ablation.without(groups)]
         handle = io.hook(lambda _, ablated=ablated: ablated)  # type: ignore[misc]

@@ -8,15 +8,27 @@ from a tensor, so that nothing waits for a GPU.
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Target", "check_target", "format_target", "repeat_target", "select"]
+__all__ = [
+    "Score",
+    "Target",
+    "check_target",
+    "format_target",
+    "repeat_target",
+    "select",
+    "target_scores",
+]
 
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 """What a caller may pass as ``target``."""
+
+Score = Literal["softmax", "sigmoid", "identity"] | Callable[[Tensor], Tensor]
+"""What a caller may pass as ``score``; see :func:`target_scores`."""
 
 
 def format_target(target: Any, n_examples: int) -> Tensor | None:
@@ -155,6 +167,59 @@ def select(output: Any, target: Tensor | None) -> Tensor:
         index = index.reshape(-1, 1, *[1] * (scores.ndim - 2)).expand(-1, 1, *scores.shape[2:])
         scores = scores.gather(1, index).squeeze(1)
     return scores
+
+
+def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") -> Tensor:
+    """The score of each image's class.
+
+    Args:
+        output (Tensor, float or int): Logits, `(N, classes)`, or `(N,)` for one score per image.
+        target (Tensor or None): What :func:`format_target` returned.
+        score (str or callable, optional): ``"softmax"`` over the second axis, ``"sigmoid"``,
+            ``"identity"``, or a callable from logits to scores of the same shape.
+            Default: ``"softmax"``
+
+    Returns:
+        *Tensor*: `(N,)`, float64 where the device has it, since the probability of a sure model
+        cannot be told from 1 in float32.
+
+    Raises:
+        TypeError: If `score` is neither a name nor callable, or the output no tensor.
+        ValueError: If the name is unknown, or a softmax is asked of one logit.
+
+    Example::
+
+        >>> logits = torch.tensor([[0.0, 0.0], [20.0, -20.0]])
+        >>> target_scores(logits, format_target(1, 2))
+        tensor([5.0000e-01, 4.2484e-18], dtype=torch.float64)
+    """
+    if not isinstance(output, Tensor):  # one number for the batch; all else is refused there
+        output = select(output, None)
+    logits = output.float() if output.device.type == "mps" else output.double()
+    if score == "softmax":
+        if logits.ndim < 2 or logits.shape[1] < 2:
+            raise ValueError(
+                "`score`='softmax' must have at least two classes; got an output of shape "
+                f"{tuple(output.shape)}. Pass score='sigmoid' for the logit of one class, or "
+                "'identity'."
+            )
+        scores = logits.softmax(1)
+    elif score == "sigmoid":
+        scores = logits.sigmoid()
+    elif score == "identity":
+        scores = logits
+    elif isinstance(score, str):
+        raise ValueError(
+            f"`score` must be 'softmax', 'sigmoid', 'identity' or a callable; got {score!r}."
+        )
+    elif callable(score):
+        scores = score(logits)
+    else:
+        raise TypeError(
+            "`score` must be 'softmax', 'sigmoid', 'identity' or a callable; got "
+            f"{type(score).__name__}."
+        )
+    return select(scores, target)
 
 
 def check_target(output: Any, target: Tensor | None) -> None:

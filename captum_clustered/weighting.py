@@ -1,4 +1,4 @@
-"""From score drops to the weights of the groups.
+"""From score drops to the weights of the groups; sums and shares by group.
 
 A weighting is a function of the scores `(N,)`, the scores without each group `(N, K)`, the labels
 `(N, C)` and the maps `(N, C, *spatial)`; it returns one weight per group, `(N, K)`, which every map
@@ -13,7 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["WEIGHTINGS", "Weighting", "as_weighting", "drop", "drop_per_map", "drop_per_mass"]
+__all__ = [
+    "SHARES",
+    "WEIGHTINGS",
+    "Weighting",
+    "as_weighting",
+    "by_map",
+    "drop",
+    "drop_per_map",
+    "drop_per_mass",
+    "drop_per_norm",
+    "gradient_weights",
+    "sum_by_group",
+]
 
 Weighting = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -68,9 +80,7 @@ def drop_per_map(
         >>> drop_per_map(torch.tensor([4.0]), torch.tensor([[2.0, 3.0]]), labels, None)
         tensor([[0.2500, 0.2500]])
     """
-    weights = drop(scores, ablated_scores, labels, activations)
-    sizes = _sum_by_group(torch.ones_like(labels, dtype=weights.dtype), labels, weights)
-    return weights / sizes.clamp(min=1)
+    return _per_map(drop(scores, ablated_scores, labels, activations), labels, activations)
 
 
 def drop_per_mass(
@@ -99,22 +109,132 @@ def drop_per_mass(
         >>> drop_per_mass(torch.tensor([4.0]), torch.tensor([[2.0, 3.0]]), labels, maps)
         tensor([[0.1250, 0.1250]])
     """
-    weights = drop(scores, ablated_scores, labels, activations)
-    masses = activations.to(weights.dtype).abs().reshape(*labels.shape, -1).sum(2)
-    mass = _sum_by_group(masses, labels, weights)
-    return torch.where(mass > 0, weights / torch.where(mass > 0, mass, 1), 0)
+    return _per_mass(drop(scores, ablated_scores, labels, activations), labels, activations)
 
 
-def _sum_by_group(values: Tensor, labels: Tensor, like: Tensor) -> Tensor:
-    """Sums `values` `(N, C)` over the members of each group, into the shape of `like` `(N, K)`."""
-    sums = like.new_zeros(len(labels), like.shape[1] + 1)
-    return sums.scatter_add_(1, labels + 1, values)[:, 1:]
+def drop_per_norm(
+    scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Tensor
+) -> Tensor:
+    r"""The drop divided by the norm of what is switched off, :math:`(S - S_G) / \|A_G\|_2`.
+
+    For single maps this is the first weight of Ablation-CAM (Desai and Ramaswamy, WACV 2020): the
+    slope of the score along the way from the map to zero. The authors replaced the norm by the
+    score in their experiments, see :func:`drop`. :math:`A_G` are all values of the group's maps,
+    so that the norm is the length of that way for a group as well; this reading is ours.
+
+    Args:
+        scores (Tensor): `(N,)`.
+        ablated_scores (Tensor): `(N, K)`.
+        labels (Tensor): `(N, C)`.
+        activations (Tensor): `(N, C, *spatial)`.
+
+    Returns:
+        *Tensor*: `(N, K)`, in units of the score per unit of activation. A norm of zero gives zero.
+
+    Example::
+
+        >>> maps = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
+        >>> labels = torch.tensor([[0, 1]])
+        >>> drop_per_norm(torch.tensor([4.0]), torch.tensor([[2.0, 3.0]]), labels, maps)
+        tensor([[0.4000, 0.5000]])
+    """
+    drops = scores.unsqueeze(1) - ablated_scores
+    squares = _flat(activations, drops).square().sum(2)
+    return _divide(drops, sum_by_group(squares, labels, drops.shape[1]).sqrt())
+
+
+def gradient_weights(gradients: Tensor) -> Tensor:
+    """The weights of Grad-CAM: the mean of each map's gradient.
+
+    Args:
+        gradients (Tensor): `(N, C, *spatial)`.
+
+    Returns:
+        *Tensor*: `(N, C)`, at least float32.
+
+    Example::
+
+        >>> gradient_weights(torch.tensor([[[1.0, 3.0], [0.0, -1.0]]]))
+        tensor([[ 2.0000, -0.5000]])
+    """
+    precise = torch.promote_types(gradients.dtype, torch.float32)
+    return gradients.to(precise).reshape(*gradients.shape[:2], -1).mean(2)
+
+
+def sum_by_group(values: Tensor, labels: Tensor, n_groups: int) -> Tensor:
+    """Sums values over the members of each group.
+
+    Args:
+        values (Tensor): `(N, C, *rest)`.
+        labels (Tensor): int64 `(N, C)`; what is labelled -1 is left out.
+        n_groups (int): `K`, more than any label.
+
+    Returns:
+        *Tensor*: `(N, K, *rest)`; zero for a group without members.
+
+    Example::
+
+        >>> sum_by_group(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([[1, 0, 1, -1]]), 3)
+        tensor([[2., 5., 0.]])
+    """
+    sums = values.new_zeros(len(values), n_groups + 1, *values.shape[2:])
+    places = (labels + 1).reshape(*labels.shape, *[1] * (values.ndim - 2)).expand_as(values)
+    return sums.scatter_add_(1, places, values)[:, 1:]
+
+
+def by_map(weights: Tensor, labels: Tensor) -> Tensor:
+    """Hands each map the weight of its group.
+
+    Args:
+        weights (Tensor): `(N, K)`.
+        labels (Tensor): int64 `(N, C)`; a map labelled -1 gets zero.
+
+    Returns:
+        *Tensor*: `(N, C)`.
+
+    Example::
+
+        >>> by_map(torch.tensor([[0.5, 2.0]]), torch.tensor([[1, 0, 1, -1]]))
+        tensor([[2.0000, 0.5000, 2.0000, 0.0000]])
+    """
+    return torch.where(labels < 0, 0, weights.gather(1, labels.clamp(min=0)))
+
+
+def _whole(weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
+    return weights
+
+
+def _per_map(weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
+    ones = torch.ones_like(labels, dtype=weights.dtype)
+    return weights / sum_by_group(ones, labels, weights.shape[1]).clamp(min=1)
+
+
+def _per_mass(weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
+    masses = _flat(activations, weights).abs().sum(2)
+    return _divide(weights, sum_by_group(masses, labels, weights.shape[1]))
+
+
+SHARES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "none": _whole,
+    "map": _per_map,
+    "mass": _per_mass,
+}
+"""How a group's weight is shared among its maps: whole to each, equally, or by activation."""
+
+
+def _flat(activations: Tensor, like: Tensor) -> Tensor:
+    return activations.to(like.dtype).reshape(*activations.shape[:2], -1)
+
+
+def _divide(weights: Tensor, by: Tensor) -> Tensor:
+    return torch.where(by > 0, weights / torch.where(by > 0, by, 1), 0)
 
 
 WEIGHTINGS: dict[str, Weighting] = {
     "drop": drop,
     "drop_per_map": drop_per_map,
     "drop_per_mass": drop_per_mass,
+    "drop_per_norm": drop_per_norm,
 }
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from captum_clustered.fills import fill_image
 from captum_clustered.metrics import Black, Blur, Status, confidences, curves, deletion, insertion
-from captum_clustered.metrics.masking import fill_image
 
 
 def brightness(x):

@@ -6,8 +6,8 @@ import torch
 from captum.attr import LayerAttribution
 from scipy.ndimage import gaussian_filter
 
+from captum_clustered.fills import describe, fill_image, masked
 from captum_clustered.metrics import Black, Blur, Status, prepare
-from captum_clustered.metrics.masking import describe, fill_image, masked
 
 NAN, INF = float("nan"), float("inf")
 

@@ -7,6 +7,7 @@ are in :mod:`captum_clustered.metrics.streaming`, which needs torchmetrics
 (``pip install 'captum-clustered[metrics]'``); intervals are in :mod:`captum_clustered.statistics`.
 """
 
+from captum_clustered.fills import Black, Blur
 from captum_clustered.metrics.adcc import AdccParts, adcc, adcc_score, coherency
 from captum_clustered.metrics.captum_adapters import infidelity, sensitivity_max
 from captum_clustered.metrics.confidence import (
@@ -29,7 +30,7 @@ from captum_clustered.metrics.localization import (
     iou,
     pointing_game,
 )
-from captum_clustered.metrics.masking import Black, Blur, Maps, Status, prepare
+from captum_clustered.metrics.masking import Maps, Status, prepare
 from captum_clustered.metrics.scoring import Conventions
 
 __all__ = [

@@ -18,17 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.confidence import confidences
-from captum_clustered.metrics.masking import (
-    Fill,
-    Interpolation,
-    Normalization,
-    fill_image,
-    masked,
-    prepare,
-)
-from captum_clustered.metrics.scoring import Conventions, Score, split
-from captum_clustered.targets import Target
+from captum_clustered.metrics.masking import Interpolation, Normalization, prepare
+from captum_clustered.metrics.scoring import Conventions, split
+from captum_clustered.targets import Score, Target
 
 __all__ = ["AdccParts", "adcc", "adcc_score", "coherency"]
 

@@ -16,10 +16,11 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
+from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
-from captum_clustered.metrics.masking import Interpolation, check_int, resize
-from captum_clustered.metrics.scoring import Model, Score, resolve_target, target_scores
-from captum_clustered.targets import Target
+from captum_clustered.metrics.masking import Interpolation, resize
+from captum_clustered.metrics.scoring import Model, resolve_target
+from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["infidelity", "sensitivity_max"]
 

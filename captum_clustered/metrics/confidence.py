@@ -15,26 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clustered.metrics.masking import (
-    Fill,
-    Interpolation,
-    Normalization,
-    describe,
-    fill_image,
-    masked,
-    prepare,
-)
+from captum_clustered.fills import Fill, describe, fill_image, masked
+from captum_clustered.metrics.masking import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
     Model,
-    Score,
     as_labels,
     name_of,
     name_of_target,
     resolve_target,
-    target_scores,
 )
-from captum_clustered.targets import Target
+from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = [
     "Confidences",
@@ -283,7 +274,7 @@ def confidences(
         fill (float, sequence, Tensor, Black, Blur or str, optional): What replaces the masked part.
             0.0 is the product of image and map: black for a model that takes images in [0, 1],
             and the mean colour for normalised images; their black is ``Black(mean, std)``.
-            See :func:`~captum_clustered.metrics.fill_image`. Default: 0.0
+            See :func:`~captum_clustered.fills.fill_image`. Default: 0.0
         complement (bool, optional): Whether to run the model on what the maps hide. Default: True
         original (Tensor, optional): Scores of the images, if an earlier call with the same target
             and score has found them; saves a pass. Default: None

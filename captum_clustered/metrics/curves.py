@@ -12,26 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_clustered.metrics.masking import (
-    Blur,
-    Fill,
-    Interpolation,
-    check_int,
-    describe,
-    fill_image,
-    prepare,
-)
+from captum_clustered._checks import check_int
+from captum_clustered.fills import Blur, Fill, describe, fill_image
+from captum_clustered.metrics.masking import Interpolation, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
     Model,
-    Score,
     as_labels,
     name_of,
     name_of_target,
     resolve_target,
-    target_scores,
 )
-from captum_clustered.targets import Target
+from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["BUDGET", "Curve", "deletion", "insertion"]
 

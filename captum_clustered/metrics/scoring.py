@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from captum_clustered.targets import Target, check_target, format_target, select
+from captum_clustered.targets import Score, Target, check_target, format_target
 
-__all__ = ["Conventions", "Model", "Score", "resolve_target", "target_scores"]
-
-Score = Literal["softmax", "sigmoid", "identity"] | Callable[[Tensor], Tensor]
-"""What a caller may pass as ``score``; see :func:`target_scores`."""
+__all__ = ["Conventions", "Model", "resolve_target"]
 
 
 @dataclass(frozen=True)
@@ -163,55 +160,3 @@ def resolve_target(output: Tensor, target: Target) -> Tensor | None:
         return output.argmax(1, keepdim=True) if many else None
     check_target(output, formatted)
     return formatted.to(output.device)
-
-
-def target_scores(output: Tensor, target: Tensor | None, score: Score = "softmax") -> Tensor:
-    """The score of each image's class.
-
-    Args:
-        output (Tensor): Logits, `(N, classes)`, or `(N,)` for one score per image.
-        target (Tensor or None): What :func:`resolve_target` returned.
-        score (str or callable, optional): ``"softmax"`` over the second axis, ``"sigmoid"``,
-            ``"identity"``, or a callable from logits to scores of the same shape.
-            Default: ``"softmax"``
-
-    Returns:
-        *Tensor*: `(N,)`, float64 where the device has it, since the probability of a sure model
-        cannot be told from 1 in float32.
-
-    Raises:
-        TypeError: If `score` is neither a name nor callable.
-        ValueError: If the name is unknown, or a softmax is asked of one logit.
-
-    Example::
-
-        >>> import torch
-        >>> logits = torch.tensor([[0.0, 0.0], [20.0, -20.0]])
-        >>> target_scores(logits, resolve_target(logits, 1))
-        tensor([5.0000e-01, 4.2484e-18], dtype=torch.float64)
-    """
-    logits = output.float() if output.device.type == "mps" else output.double()
-    if score == "softmax":
-        if logits.ndim < 2 or logits.shape[1] < 2:
-            raise ValueError(
-                "`score`='softmax' must have at least two classes; got an output of shape "
-                f"{tuple(output.shape)}. Pass score='sigmoid' for the logit of one class, or "
-                "'identity'."
-            )
-        scores = logits.softmax(1)
-    elif score == "sigmoid":
-        scores = logits.sigmoid()
-    elif score == "identity":
-        scores = logits
-    elif isinstance(score, str):
-        raise ValueError(
-            f"`score` must be 'softmax', 'sigmoid', 'identity' or a callable; got {score!r}."
-        )
-    elif callable(score):
-        scores = score(logits)
-    else:
-        raise TypeError(
-            "`score` must be 'softmax', 'sigmoid', 'identity' or a callable; got "
-            f"{type(score).__name__}."
-        )
-    return select(scores, target)

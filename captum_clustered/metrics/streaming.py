@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from captum_clustered._checks import check_choice
 from captum_clustered.metrics.adcc import AdccParts, adcc_score
 from captum_clustered.metrics.confidence import Confidences, increase, wins
 from captum_clustered.metrics.curves import Curve
 from captum_clustered.metrics.localization import energy_inside, iou, pointing_game
-from captum_clustered.metrics.masking import Interpolation, Status, check_choice
+from captum_clustered.metrics.masking import Interpolation, Status
 from captum_clustered.metrics.scoring import Conventions
 
 __all__ = [
