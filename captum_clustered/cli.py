@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captum_clustered._files import whole, without_nan
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -102,7 +104,7 @@ def explain(
         str,
         typer.Option(
             metavar="NAME",
-            help="How a drop becomes a weight: drop, drop_per_map, drop_per_mass.",
+            help="How a drop becomes a weight: drop, drop_per_map, drop_per_mass, drop_per_norm.",
         ),
     ] = "drop_per_map",
     out: Annotated[
@@ -152,6 +154,123 @@ def explain(
 
 
 @app.command()
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR|CSV",
+            help="A folder of images, one with a folder for each class, or a CSV file with the "
+            "columns path and, if known, class, case, mask, boxes (x0 y0 x1 y1; ...).",
+        ),
+    ],
+    model: Annotated[str, typer.Option(metavar="NAME", help="As for explain.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Separated by commas: clustered-cam, ablation-cam, ablation-cam-norm, grad-cam, "
+            "egrad-cam, group-cam, clustered-group-cam, score-cam, clustered-score-cam.",
+        ),
+    ] = "clustered-cam,ablation-cam,grad-cam",
+    layer: Annotated[
+        str, typer.Option(metavar="NAME", help="Dotted name of the layer, or auto.")
+    ] = "auto",
+    clusters: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Numbers of groups, separated by commas.")
+    ] = "16,32,64",
+    weightings: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="drop, drop_per_map, drop_per_mass, drop_per_norm."),
+    ] = "drop_per_map",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="adc, pic, ag, complement, adcc, coherency, insertion, deletion; where the "
+            "data have masks or boxes also pointing, energy, iou. The area is always measured.",
+        ),
+    ] = "adc,pic",
+    clusterer: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What groups the maps: kmeans, cosine, agglomerative, contiguous, random, "
+            "every-map.",
+        ),
+    ] = "kmeans",
+    controls: Annotated[
+        bool,
+        typer.Option(
+            help="Controls beside the methods: fake-cam, random-map, centre-gaussian, "
+            "sum-of-maps, random-groups, contiguous-groups."
+        ),
+    ] = True,
+    target: Annotated[
+        str, typer.Option(metavar="WHICH", help="Class to judge by: predicted or given.")
+    ] = "predicted",
+    fill: Annotated[
+        str, typer.Option(metavar="NAME", help="What hidden pixels become: black, mean or blur.")
+    ] = "black",
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="softmax, sigmoid or identity.")
+    ] = "softmax",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only N images, spread over the data.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Images that are explained together.")
+    ] = 1,
+    step: Annotated[
+        int, typer.Option(metavar="N", help="Pixels at a time in insertion and deletion.")
+    ] = 224,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the results go; made if missing.")
+    ] = Path("evaluated"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="State dict of the model.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="NAME", help="default (the published weights) or none (random).")
+    ] = "default",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(metavar="INT", help="Of all that draws at random.")] = 0,
+) -> None:
+    """Compare methods on many images: rows, tables with intervals, figures.
+
+    A run that was stopped goes on where it was when the same command is given again. For several
+    processes: torchrun --nproc-per-node N -m captum_clustered evaluate ...
+    """
+    with _short_warnings(), _working_directory_on_path(), _reported():
+        from captum_clustered.evaluation import Settings, evaluate, listed, numbers, summarize
+
+        settings = Settings(
+            data=data,
+            model=model,
+            out=out,
+            methods=listed(methods),
+            layer=layer,
+            clusters=numbers(clusters),
+            clusterer=clusterer,
+            weightings=listed(weightings),
+            metrics=listed(metrics),
+            controls=controls,
+            target=target,
+            fill=fill,
+            score=score,
+            limit=limit,
+            batch_size=batch_size,
+            step=step,
+            checkpoint=checkpoint,
+            weights=weights,
+            device=device,
+            seed=seed,
+        )
+        outcome = evaluate(settings, lambda line: _report(line, "note"))
+        if outcome is not None:
+            typer.echo(summarize(outcome))
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where the pictures go; made if missing.")
@@ -170,6 +289,16 @@ def demo(
         except _EXPECTED as error:
             _report(_one_line(error))
             raise typer.Exit(_USER_ERROR) from error
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Ends the command with one line where something expected goes wrong."""
+    try:
+        yield
+    except _EXPECTED as error:
+        _report(_one_line(error))
+        raise typer.Exit(_USER_ERROR) from error
 
 
 def main() -> None:
@@ -643,8 +772,8 @@ def write_explanation(explanation: Explanation, out: Path, stem: str) -> Path:
     _save_array(explanation.heatmap, files["heatmap"])
     _save_array(explanation.map, files["map"])
     record = dict(explanation.record, files={kind: path.name for kind, path in files.items()})
-    text = json.dumps(_without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
-    with _whole(out / f"{stem}.json") as part:
+    text = json.dumps(without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
+    with whole(out / f"{stem}.json") as part:
         part.write_text(text + "\n", encoding="utf-8")
     return files["overlay"]
 
@@ -664,37 +793,15 @@ def write_demo(demo: Demo, out: Path) -> list[Path]:
 
 
 def _save_figure(figure: Any, path: Path) -> None:
-    with _whole(path) as part:
+    with whole(path) as part:
         figure.savefig(part, format="png")
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:
     import numpy as np
 
-    with _whole(path) as part, part.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.save(file, array)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place to write to; what is written there appears under `path` all at once."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return value
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""Several processes, as torchrun starts them: who am I, wait for all, tell all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["World", "joined"]
+
+# the others wait while the slowest process finishes its last images
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that share the work.
+
+    Attributes:
+        rank (int): Number of this process, from 0.
+        size (int): Number of processes.
+        local_rank (int): Number of this process on its machine, which chooses the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what is to be done once."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def from_leader(self, value: Any) -> Any:
+        """What process 0 passed."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def device(self, name: str) -> str:
+        """The device of this process, for a kind of device."""
+        if name == "cuda" and self.size > 1:
+            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        return name
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Joins the processes that torchrun started, if it did.
+
+    Only words are exchanged, never tensors, so the backend is gloo, also where the models run on
+    GPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,376 @@
+"""From rows to tables: each variant with intervals, and paired differences between variants."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from captum_clustered.evaluation.plan import Variant
+from captum_clustered.evaluation.records import Key, Row, key_of
+from captum_clustered.statistics import Interval, mean_interval, paired_difference, rate_interval
+
+__all__ = [
+    "Column",
+    "Difference",
+    "Line",
+    "Report",
+    "differences_csv",
+    "make_report",
+    "summary_csv",
+    "summary_md",
+    "summary_tex",
+]
+
+_MAP_FAULTS = ("flat", "not_finite", "negative")
+_ABLATION, _RANDOM = "ablation-cam", "random-groups"
+_TITLES = {
+    "clustered-cam": "Clustered-CAM",
+    "clustered-group-cam": "Clustered Group-CAM",
+    "clustered-score-cam": "Clustered Score-CAM",
+    "ablation-cam": "Ablation-CAM",
+    "ablation-cam-norm": "Ablation-CAM, norm",
+    "egrad-cam": "EGrad-CAM",
+    "group-cam": "Group-CAM",
+    "score-cam": "Score-CAM",
+    "grad-cam": "Grad-CAM",
+    "fake-cam": "Fake-CAM",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric in the table.
+
+    Attributes:
+        name (str): Its key in a row.
+        title (str): Its head, with an arrow to where better is.
+        is_rate (bool): Whether an image has it or not, as 100 or 0.
+    """
+
+    name: str
+    title: str
+    is_rate: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant's numbers.
+
+    Attributes:
+        variant (Variant): Which.
+        images (int): Number of rows.
+        failed (int): Rows without numbers.
+        faults (dict[str, int]): Number of maps that are flat, not finite or negative; they count in
+            the intervals.
+        intervals (dict[str, Interval]): For each metric the mean with its interval.
+        seconds (float or None): Median time of a map.
+    """
+
+    variant: Variant
+    images: int
+    failed: int
+    faults: dict[str, int]
+    intervals: dict[str, Interval]
+    seconds: float | None
+
+    @property
+    def title(self) -> str:
+        """The variant in a few words."""
+        return title_of(self.variant)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One variant less another one, on the same images.
+
+    Attributes:
+        first (Variant): The one.
+        second (Variant): The other.
+        intervals (dict[str, Interval]): For each metric the mean difference with its interval.
+    """
+
+    first: Variant
+    second: Variant
+    intervals: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the tables and figures show.
+
+    Attributes:
+        columns (sequence of Column): The metrics.
+        lines (sequence of Line): The methods, then the controls.
+        differences (sequence of Difference): Against Ablation-CAM, and against random groups.
+        notes (sequence of str): What must be known to read the numbers.
+    """
+
+    columns: Sequence[Column]
+    lines: Sequence[Line]
+    differences: Sequence[Difference]
+    notes: Sequence[str]
+
+
+def title_of(variant: Variant) -> str:
+    """A variant in a few words.
+
+    Example::
+
+        >>> title_of(Variant("random-groups", 16, "drop_per_map", True))
+        'Random groups, K=16, drop per map'
+    """
+    name = _TITLES.get(variant.method) or variant.method.replace("-", " ").capitalize()
+    groups = None if variant.clusters is None else f"K={variant.clusters}"
+    weighting = None if variant.weighting is None else variant.weighting.replace("_", " ")
+    return ", ".join(part for part in (name, groups, weighting) if part)
+
+
+# --- gathering ------------------------------------------------------------------------------------
+
+
+def make_report(
+    rows: Mapping[Key, Row],
+    images: Sequence[str],
+    variants: Sequence[Variant],
+    columns: Sequence[Column],
+    notes: Sequence[str] = (),
+    seed: int = 0,
+) -> Report:
+    """Averages rows.
+
+    Args:
+        rows (mapping): All rows.
+        images (sequence of str): The images, in the order of the data.
+        variants (sequence of Variant): The lines of the table.
+        columns (sequence of Column): The metrics.
+        notes (sequence of str, optional): What must be known beside. Default: ()
+        seed (int, optional): Of the bootstrap. Default: 0
+
+    Returns:
+        *Report*: The same for the same rows, in whatever order they were made. Intervals are 95 %:
+        of a rate over independent images Wilson's, else a bootstrap over images, or over cases
+        where an image has one.
+    """
+    found = {
+        variant: [
+            rows[key_of(image, variant)] for image in images if key_of(image, variant) in rows
+        ]
+        for variant in variants
+    }
+    return Report(
+        columns=columns,
+        lines=[_line(variant, found[variant], columns, seed) for variant in variants],
+        differences=[
+            _difference(first, second, found[first], found[second], columns, seed)
+            for first in variants
+            for second in _references(first, variants)
+        ],
+        notes=notes,
+    )
+
+
+def _line(variant: Variant, rows: Sequence[Row], columns: Sequence[Column], seed: int) -> Line:
+    judged = [row for row in rows if row["status"] == "ok"]
+    intervals = {}
+    for column in columns:
+        known = [row for row in judged if row[column.name] is not None]
+        values = [row[column.name] for row in known]
+        interval = rate_interval if column.is_rate else mean_interval
+        intervals[column.name] = interval(values, cases=_cases(known), seed=seed)
+    return Line(
+        variant=variant,
+        images=len(rows),
+        failed=len(rows) - len(judged),
+        faults={fault: sum(row["map"] == fault for row in judged) for fault in _MAP_FAULTS},
+        intervals=intervals,
+        seconds=median(row["seconds"] for row in judged) if judged else None,
+    )
+
+
+def _difference(
+    first: Variant,
+    second: Variant,
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+    columns: Sequence[Column],
+    seed: int,
+) -> Difference:
+    others = {row["image"]: row for row in theirs if row["status"] == "ok"}
+    pairs = [
+        (row, others[row["image"]])
+        for row in ours
+        if row["status"] == "ok" and row["image"] in others
+    ]
+    intervals = {}
+    for column in columns:
+        name = column.name
+        known = [(a, b) for a, b in pairs if a[name] is not None and b[name] is not None]
+        intervals[name] = paired_difference(
+            [a[name] for a, _ in known],
+            [b[name] for _, b in known],
+            cases=_cases([a for a, _ in known]),
+            seed=seed,
+        )
+    return Difference(first, second, intervals)
+
+
+def _references(variant: Variant, variants: Sequence[Variant]) -> list[Variant]:
+    """What a variant is compared with: Ablation-CAM, and random groups in the same numbers."""
+    ablation = [other for other in variants if other.method == _ABLATION]
+    same = [other for other in ablation if other.weighting == variant.weighting] or ablation
+    references = same[:1] if variant.method != _ABLATION else []
+    if variant.clusters is not None and variant.method != _RANDOM:
+        random = Variant(_RANDOM, variant.clusters, variant.weighting, control=True)
+        references += [other for other in variants if other == random]
+    return references
+
+
+def _cases(rows: Sequence[Row]) -> list[str] | None:
+    """The case of each image, or None if no image has one."""
+    if all(row["case"] is None for row in rows):
+        return None
+    # an image without a case is one of its own
+    return [f"i {row['image']}" if row["case"] is None else f"c {row['case']}" for row in rows]
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def summary_csv(report: Report) -> str:
+    """The table with every number in a field of its own."""
+    records = []
+    for line in report.lines:
+        record: dict[str, Any] = {
+            **_named(line.variant),
+            "control": int(line.variant.control),
+            "images": line.images,
+            "failed": line.failed,
+            **line.faults,
+        }
+        for name, interval in line.intervals.items():
+            record.update(_numbers(name, interval))
+        record["seconds_median"] = "" if line.seconds is None else f"{line.seconds:.6f}"
+        records.append(record)
+    return _csv(records)
+
+
+def differences_csv(report: Report) -> str:
+    """The paired differences with every number in a field of its own."""
+    records = []
+    for difference in report.differences:
+        second = {f"minus_{name}": value for name, value in _named(difference.second).items()}
+        record: dict[str, Any] = {**_named(difference.first), **second}
+        for name, interval in difference.intervals.items():
+            record.update(_numbers(name, interval))
+        records.append(record)
+    return _csv(records)
+
+
+def _named(variant: Variant) -> dict[str, Any]:
+    return {
+        "method": variant.method,
+        "clusters": "" if variant.clusters is None else variant.clusters,
+        "weighting": variant.weighting or "",
+    }
+
+
+def _numbers(name: str, interval: Interval) -> dict[str, Any]:
+    values = {"": interval.estimate, "_low": interval.low, "_high": interval.high}
+    numbers: dict[str, Any] = {
+        f"{name}{end}": "" if math.isnan(value) else f"{value:.6f}" for end, value in values.items()
+    }
+    return {**numbers, f"{name}_n": interval.n}
+
+
+def _csv(records: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    if records:
+        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return text.getvalue()
+
+
+def summary_md(report: Report) -> str:
+    """Both tables as Markdown, with the notes."""
+    heads = [column.title for column in report.columns]
+    faults = ["flat", "not finite", "negative", "failed"]
+    table = [["Method", *heads, "Time per image", *faults]]
+    for line in report.lines:
+        cells = [str(line.intervals[column.name]) for column in report.columns]
+        counts = [*line.faults.values(), line.failed]
+        name = f"*{line.title}*" if line.variant.control else line.title
+        table.append([name, *cells, _time(line.seconds), *map(str, counts)])
+    parts = ["# Summary", _markdown(table), "Controls are in italics."]
+    if report.differences:
+        table = [["Method", "minus", *heads]]
+        for difference in report.differences:
+            intervals = [difference.intervals[column.name] for column in report.columns]
+            cells = [f"**{i}**" if _excludes_zero(i) else str(i) for i in intervals]
+            table.append([title_of(difference.first), title_of(difference.second), *cells])
+        parts += [
+            "# Paired differences",
+            _markdown(table),
+            "Mean of the first less the second on the same images. Bold: the interval excludes 0. "
+            "Each interval stands for itself; nothing is corrected for their number.",
+        ]
+    notes = "\n".join(f"- {note}" for note in report.notes)
+    return "\n\n".join([*parts, "# Notes", notes]) + "\n"
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    head, *body = table
+    ruler = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *body))
+
+
+def summary_tex(report: Report) -> str:
+    """The table in the paper's layout, for the package booktabs."""
+    heads = [_tex(column.title) for column in report.columns]
+    lines = [
+        *(f"% {note}" for note in report.notes),
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{l{'r' * (len(heads) + 1)}}}",
+        r"\toprule",
+        " & ".join(["Method", *heads, "Time per image"]) + r" \\",
+        r"\midrule",
+    ]
+    for i, line in enumerate(report.lines):
+        if i and line.variant.control and not report.lines[i - 1].variant.control:
+            lines.append(r"\midrule")
+        intervals = [line.intervals[column.name] for column in report.columns]
+        cells = [
+            rf"{i.estimate:.2f} {{\scriptsize [{i.low:.2f}, {i.high:.2f}]}}" for i in intervals
+        ]
+        lines.append(" & ".join([_tex(line.title), *cells, _tex(_time(line.seconds))]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _tex(text: str) -> str:
+    for plain, command in (
+        ("\\", r"\textbackslash "),
+        ("&", r"\&"),
+        ("%", r"\%"),
+        ("_", r"\_"),
+        ("#", r"\#"),
+        ("K=", "$K$="),
+        (" ↓", r" $\downarrow$"),
+        (" ↑", r" $\uparrow$"),
+    ):
+        text = text.replace(plain, command)
+    return text
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _excludes_zero(interval: Interval) -> bool:
+    return interval.low > 0 or interval.high < 0

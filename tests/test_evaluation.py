@@ -1,0 +1,746 @@
+"""The parts of an evaluation: plan, images, rows on disk, loop, numbers, tables, figures."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from captum_clustered.evaluation import figures, measures, records, report, running
+from captum_clustered.evaluation.images import (
+    Item,
+    find_images,
+    labels_of,
+    load_mask,
+    pixel_scale,
+)
+from captum_clustered.evaluation.plan import Kind, Settings, Variant, numbers, variants
+from captum_clustered.evaluation.processes import World, joined
+from captum_clustered.fills import Black
+from captum_clustered.metrics import confidences, deletion, insertion
+from captum_clustered.statistics import mean_interval, paired_difference, rate_interval
+
+
+def settings(**changes):
+    given = {"data": Path("d"), "model": "m", "out": Path("o"), "methods": ("a",)}
+    return Settings(**{**given, **changes})
+
+
+# Plan
+
+KINDS = {
+    "a": Kind(clusters=True, weighting=True),
+    "b": Kind(),
+    "null": Kind(clusters=True, control=True),
+}
+
+
+def test_the_variants_are_methods_times_groups_times_weightings_then_controls():
+    wanted = settings(methods=("b", "a"), clusters=(2, 4), weightings=("drop", "share"))
+    assert [str(variant) for variant in variants(wanted, KINDS)] == [
+        "b",
+        "a K=2 drop",
+        "a K=2 share",
+        "a K=4 drop",
+        "a K=4 share",
+        "null K=2",
+        "null K=4",
+    ]
+
+
+def test_controls_can_be_left_out_and_are_not_repeated():
+    assert variants(settings(methods=("b",), controls=False), KINDS) == [Variant("b")]
+    wanted = settings(methods=("null", "b"), clusters=(2,))
+    assert [str(variant) for variant in variants(wanted, KINDS)] == ["null K=2", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ("c",)}, "`methods` must be among a, b, null; got c."),
+        ({"methods": ()}, "`methods` must be among a, b, null; got none."),
+        ({"clusters": ()}, "`clusters` must have an entry for a; got none."),
+        ({"weightings": ()}, "`weightings` must have an entry for a; got none."),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(changes, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        variants(settings(**changes), KINDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fill": "white"}, "`fill` must be one of 'black', 'mean', 'blur'; got 'white'."),
+        ({"target": "top"}, "`target` must be one of 'predicted', 'given'; got 'top'."),
+        ({"score": "logit"}, "`score` must be one of"),
+        ({"batch_size": 0}, "`batch_size` must be an int >= 1; got 0."),
+        ({"limit": 0}, "`limit` must be an int >= 1; got 0."),
+        ({"clusters": (4, 0)}, "`clusters` must be an int >= 1; got 0."),
+    ],
+)
+def test_settings_are_checked_at_the_door(changes, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        settings(**changes)
+
+
+def test_numbers_of_groups_are_read_from_text():
+    assert numbers("16, 32,16") == (16, 32)
+    with pytest.raises(ValueError, match=r"`clusters` must be whole numbers .* got '16;32'"):
+        numbers("16;32")
+
+
+# Images
+
+
+def picture(path, size=(8, 6), colour="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_a_flat_folder_is_read_in_order_and_without_hidden_files(tmp_path):
+    for name in ("b.png", "a.JPG", "._b.png", "note.txt"):
+        (tmp_path / name).touch()
+    found = find_images(tmp_path)
+    assert [(item.name, item.label) for item in found] == [("a.JPG", None), ("b.png", None)]
+
+
+def test_a_folder_of_classes_is_read_as_image_folder_does(tmp_path):
+    for name in ("dog/1.png", "cat/x/2.png", "cat/1.png", ".git/3.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = find_images(tmp_path)
+    assert [(item.name, item.label) for item in found] == [
+        ("cat/1.png", "cat"),
+        ("cat/x/2.png", "cat"),
+        ("dog/1.png", "dog"),
+    ]
+
+
+def test_a_table_gives_class_case_boxes_and_mask(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "﻿path,class,case,mask,boxes\n"
+        'i/a.png,3,7,,"1 2 3 4; 5 6 7.5 8"\n'
+        'b.png,,,m.png,"[[1, 2, 3, 4]]"\n',
+        encoding="utf-8",
+    )
+    first, second = find_images(table)
+    assert first == Item(
+        "i/a.png", tmp_path / "i/a.png", "3", "7", ((1, 2, 3, 4), (5, 6, 7.5, 8)), None
+    )
+    assert second == Item(
+        "b.png", tmp_path / "b.png", None, None, ((1, 2, 3, 4),), tmp_path / "m.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file\na.png\n", "must have a column path, and may have class, case, mask, boxes; "),
+        ("path,klass\na.png,1\n", "has path, klass."),
+        ("path\na.png\na.png\n", "line 3 of"),
+        ("path,class\n,1\n", "has no path."),
+        ("path,boxes\na.png,1 2 3\n", "`boxes` must be four numbers each"),
+        ("path,boxes\na.png,1 2 3 x4\n", "has '1 2 3 x4'."),
+        ("path\n", "`data` must have images; got none in"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused(tmp_path, text, words):
+    table = tmp_path / "table.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        find_images(table)
+
+
+def test_data_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="which does not exist"):
+        find_images(tmp_path / "gone")
+    with pytest.raises(ValueError, match="got none in"):
+        find_images(tmp_path)
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "c/a.png")
+    with pytest.raises(ValueError, match="has both"):
+        find_images(tmp_path)
+
+
+def test_a_limit_spreads_over_all_classes(tmp_path):
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").touch()
+    assert [item.name for item in find_images(tmp_path, 3)] == ["a.png", "c.png", "e.png"]
+    assert len(find_images(tmp_path, 9)) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "n_classes", "names", "expected"),
+    [
+        (["Dog", "cat"], 3, ["cat", "cow", "dog"], ([2, 0], "name")),
+        (["7", "0"], 8, None, ([7, 0], "index")),
+        (["dog", "cat"], 2, None, ([1, 0], "order")),
+        (["5", "9"], 2, None, ([0, 1], "order")),
+        (["dog", "cat"], 3, None, ([None, None], "unknown")),
+        (["9"], 9, None, ([None], "unknown")),
+        ([None, "1"], 9, None, ([None, 1], "index")),
+        ([None], 9, None, ([None], "unknown")),
+    ],
+)
+def test_class_words_become_indices(words, n_classes, names, expected):
+    items = [Item(str(i), Path(), word) for i, word in enumerate(words)]
+    assert labels_of(items, n_classes, names) == expected
+
+
+NORMAL = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_the_scale_of_the_pixels_is_measured():
+    steps = [transforms.Resize(9), transforms.CenterCrop(8), transforms.ToTensor(), NORMAL]
+    scale = pixel_scale(transforms.Compose(steps))
+    assert scale == Black((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert pixel_scale(transforms.ToTensor()) == Black((0.0,) * 3, (1.0,) * 3)
+
+
+def test_a_transform_without_a_scale_is_recognised():
+    def ramp(image):
+        return transforms.ToTensor()(image) + torch.arange(256.0)
+
+    assert pixel_scale(ramp) is None
+    assert pixel_scale(lambda image: torch.zeros(3, *image.size)) is None
+
+
+def test_boxes_and_masks_take_the_way_of_the_image(tmp_path):
+    image = Image.new("RGB", (16, 8))
+    # to half the size, then the middle of the width
+    steps = [transforms.Resize((4, 8)), transforms.CenterCrop(4), transforms.ToTensor(), NORMAL]
+    transform = transforms.Compose(steps)
+    # columns 4 to 7 of 16 become 2 and 3 of 8, which are 0 and 1 of the middle 4
+    expected = torch.tensor([[1, 1, 0, 0]] * 2 + [[0, 0, 0, 0]] * 2).bool()[None]
+    item = Item("a", Path(), boxes=((4, 0, 8, 4),))
+    assert load_mask(item, image, transform, (4, 4)).equal(expected)
+    mask = Image.new("L", (16, 8))
+    mask.paste(1, (4, 0, 8, 4))  # labels count, not grey
+    mask.save(tmp_path / "m.png")
+    item = Item("a", Path(), mask=tmp_path / "m.png")
+    assert load_mask(item, image, transform, (4, 4)).equal(expected)
+    assert not load_mask(Item("a", Path()), image, transform, (4, 4)).any()
+
+
+def test_a_pixel_is_in_a_box_if_its_centre_is():
+    image = Image.new("RGB", (4, 2))
+    item = Item("a", Path(), boxes=((0.5, -3, 2.5, 0.6), (3.6, 0, 3.9, 9), (9, 9, 12, 12)))
+    found = load_mask(item, image, transforms.ToTensor(), (2, 4))
+    assert found.int().tolist() == [[[1, 1, 0, 0], [0, 0, 0, 0]]]
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    item = Item("a", Path(), mask=picture(tmp_path / "m.png", (3, 3)))
+    with pytest.raises(ValueError, match=r"must have the image's size \(4, 2\); got \(3, 3\)"):
+        load_mask(item, Image.new("RGB", (4, 2)), transforms.ToTensor(), (2, 4))
+
+
+# Rows on disk
+
+A, B = Variant("a", 2, "drop"), Variant("b")
+
+
+def row(image, variant=A, **numbers):
+    head = {"image": image, "case": None, "label": None, "method": variant.method}
+    return {**head, "clusters": variant.clusters, "weighting": variant.weighting, **numbers}
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("ä.png", x=0.1 + 0.2, y=math.nan))
+        rows.append(row("b.png", B, x=[1, 2]))
+    assert records.read_rows(tmp_path) == {
+        ("ä.png", "a", 2, "drop"): row("ä.png", x=0.1 + 0.2, y=None),
+        ("b.png", "b", None, None): row("b.png", B, x=[1, 2]),
+    }
+
+
+@given(cut=st.integers(1, 200))
+def test_a_torn_line_is_left_out_and_written_over(tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("rows")
+    path = folder / "rows.jsonl"
+    with records.Rows(folder) as rows:
+        for name in "abc":
+            rows.append(row(name))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    kept = whole[:-cut].count(b"\n")
+    assert [key[0] for key in records.read_rows(folder)] == list("abc")[:kept]
+    with records.Rows(folder) as rows:
+        for name in "abc"[kept:]:
+            rows.append(row(name))
+    assert path.read_bytes() == whole
+
+
+class FullDisk:
+    """Takes so many bytes, then no more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return written
+
+
+def test_a_row_that_does_not_fit_is_taken_back(tmp_path):
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("a"))
+        before = rows.path.read_bytes()
+        rows._file = FullDisk(rows._file, 20)
+        with pytest.raises(RuntimeError, match=r"cannot be written \(No space left on device\)"):
+            rows.append(row("b"))
+        assert rows.path.read_bytes() == before
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"image": "a"}\n')
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl must have a row in each line; line 1 is none"
+    ):
+        records.read_rows(tmp_path)
+
+
+def test_rows_of_several_processes_become_one_file(tmp_path):
+    for rank, names in ((0, "ac"), (1, "bd"), (10, "e")):
+        with records.Rows(tmp_path, rank) as rows:
+            for name in names:
+                rows.append(row(name))
+    rows = records.read_rows(tmp_path)
+    records.merge(tmp_path, rows, [records.key_of(name, A) for name in "abcde"])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert [key[0] for key in records.read_rows(tmp_path)] == list("abcde")
+
+
+def test_changed_settings_are_named(tmp_path):
+    config = {"compared": {"fill": "black", "seed": 0, "variants": ["a"]}, "python": "3.12"}
+    records.check_config(tmp_path, config)
+    records.check_config(tmp_path, {"compared": {"fill": "blur"}})  # there are no rows yet
+    records.check_config(tmp_path, config)
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("a"))
+    records.check_config(tmp_path, {**config, "python": "3.13"})
+    changed = {"compared": {"fill": "blur", "seed": 0, "variants": ["b"]}}
+    with pytest.raises(
+        ValueError,
+        match=r"other settings: fill \(black there, blur now\); variants \(there also a\)",
+    ):
+        records.check_config(tmp_path, changed)
+    assert json.loads((tmp_path / "config.json").read_text())["python"] == "3.13"
+
+
+def test_variants_may_come_in_addition(tmp_path):
+    records.check_config(tmp_path, {"compared": {"variants": ["a"]}})
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("a"))
+    records.check_config(tmp_path, {"compared": {"variants": ["b", "a"]}})
+    with pytest.raises(ValueError, match=r"variants \(there also b\)"):
+        records.check_config(tmp_path, {"compared": {"variants": ["a"]}})
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}"])
+def test_rows_without_settings_are_left_alone(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("a")) + "\n")
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"has rows, but no config\.json that says of which settings"
+    ):
+        records.check_config(tmp_path, {"compared": {}})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_a_folder_has_one_user_at_a_time(tmp_path):
+    with (
+        records.sole_user(tmp_path),
+        pytest.raises(ValueError, match="another evaluation is writing to"),
+        records.sole_user(tmp_path),
+    ):
+        pass
+    with records.sole_user(tmp_path):
+        pass
+
+
+# The loop
+
+
+class Bright(torch.nn.Module):
+    """Two classes: how bright the left and the right half is. Fails on a pixel of 13."""
+
+    def forward(self, x):
+        if (x == 13).any():
+            raise RuntimeError("bad\nluck")
+        left, right = x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))
+        return torch.stack([left, right], 1)
+
+
+def left_half(images, target):
+    if (images == 7).any():
+        raise ValueError("seven")
+    maps = torch.zeros(len(images), 1, 1, 4)
+    maps[..., :2] = 1
+    return maps
+
+
+def flat(images, target):
+    return torch.full((len(images), 1, 1, 4), torch.nan)
+
+
+def task(name, values, label=None):
+    def load():
+        if values is None:
+            raise OSError("torn file")
+        return running.Loaded(torch.tensor(values).reshape(1, 1, -1))
+
+    return running.Task(name, None, label, load)
+
+
+def work(tasks, explainers=None, metrics=("adc", "pic", "area"), **changes):
+    def begin(images, objects, classes):
+        return measures.begin(Bright(), images, objects, classes)
+
+    def measure(batch, heatmaps, explain):
+        return measures.measure(metrics, batch, heatmaps, explain)
+
+    return running.Work(tasks, explainers or {A: left_half}, begin, measure, **changes)
+
+
+def evaluated(folder, job, done=()):
+    with records.Rows(folder) as rows:
+        running.run(job, running.share(job, done, 0, 1), done, rows)
+    return records.read_rows(folder)
+
+
+BRIGHT = [1.0, 1.0, 0.0, 1.0]
+
+
+def test_a_row_holds_what_the_metrics_give(tmp_path):
+    job = work([task("a", BRIGHT), task("b", [0.0, 0.0, 0.0, 1.0])], batch_size=2)
+    rows = evaluated(tmp_path, job)
+    images = torch.tensor([BRIGHT, [0.0, 0.0, 0.0, 1.0]]).view(2, 1, 1, 4)
+    expected = confidences(Bright(), images, left_half(images, None))
+    for i, name in enumerate("ab"):
+        found = rows[records.key_of(name, A)]
+        assert found["status"] == "ok"
+        assert found["target"] == expected.target[i] == i
+        assert found["original_score"] == expected.original[i].item()
+        assert found["masked_score"] == expected.masked[i].item()
+        assert found["adc"] == expected.average_drop[i].item()
+        assert found["pic"] == expected.increase_in_confidence[i].item()
+        assert found["area"] == 50
+        assert found["map"] == "ok"
+        assert found["conventions"] == {**expected.conventions.as_dict(), "target": "predicted"}
+        assert found["seconds"] > 0
+
+
+def test_the_given_class_is_explained_and_judged(tmp_path):
+    seen = []
+
+    def explain(images, target):
+        seen.append(target.tolist())
+        return left_half(images, target)
+
+    job = work([task("a", BRIGHT, label=1)], {A: explain}, target_given=True)
+    (found,) = evaluated(tmp_path, job).values()
+    assert set(map(tuple, seen)) == {(1,)}
+    assert (found["target"], found["label"], found["conventions"]["target"]) == (1, 1, "given")
+    assert found["original_score"] == pytest.approx(1 / (1 + math.e))
+
+
+def test_what_is_wrong_with_a_map_is_in_its_row_and_counts(tmp_path):
+    (found,) = evaluated(tmp_path, work([task("a", BRIGHT)], {B: flat})).values()
+    assert (found["status"], found["map"]) == ("ok", "not_finite")
+    assert found["adc"] > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_an_image_that_fails_says_why_and_the_others_go_on(tmp_path, batch_size):
+    tasks = [
+        task("torn", None),
+        task("good", BRIGHT),
+        task("model", [13.0, 0.0, 0.0, 0.0]),
+        task("method", [7.0, 0.0, 0.0, 0.0]),
+        task("wide", [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
+    ]
+    rows = evaluated(tmp_path, work(tasks, {A: left_half, B: flat}, batch_size=batch_size))
+    assert len(rows) == 10
+    status = {(image, method): found["status"] for (image, method, _, _), found in rows.items()}
+    ok = {pair for pair, word in status.items() if word == "ok"}
+    assert ok == {
+        ("good", "a"), ("good", "b"), ("method", "b"), ("wide", "a"), ("wide", "b"),
+    }  # fmt: skip
+    reasons = {image: rows[records.key_of(image, A)]["reason"] for image in ("torn", "model")}
+    assert reasons == {"torn": "OSError: torn file", "model": "RuntimeError: bad luck"}
+    assert rows[records.key_of("method", A)]["reason"] == "ValueError: seven"
+
+
+def test_a_model_that_answers_nan_has_failed(tmp_path):
+    (found,) = evaluated(tmp_path, work([task("a", [math.nan] * 4)])).values()
+    assert (found["status"], found["adc"]) == ("failed", None)
+    assert found["reason"] == "the model's score is not a number"
+
+
+def test_only_missing_rows_are_made_and_the_first_call_is_not_timed(tmp_path):
+    calls = []
+
+    def explain(images, target):
+        calls.append(len(images))
+        return left_half(images, target)
+
+    job = work([task(name, BRIGHT) for name in "abcde"], {A: explain}, batch_size=2)
+    done = {records.key_of(name, A) for name in "abd"}
+    rows = evaluated(tmp_path, job, done)
+    # c comes with d, as it did the first time; the first batch also warms up
+    assert calls == [2, 2, 1]
+    assert [key[0] for key in rows] == ["c", "e"]
+
+
+@given(
+    n=st.integers(0, 12),
+    batch_size=st.integers(1, 5),
+    size=st.integers(1, 4),
+    done=st.sets(st.integers(0, 11)),
+)
+def test_each_unfinished_batch_is_in_one_share(n, batch_size, size, done):
+    job = work([task(str(i), BRIGHT) for i in range(n)], batch_size=batch_size)
+    there = {records.key_of(str(i), A) for i in done}
+    shares = [running.share(job, there, rank, size) for rank in range(size)]
+    together = [tuple(task.image for task in batch) for part in shares for batch in part]
+    batches = [tuple(map(str, range(i, min(i + batch_size, n)))) for i in range(0, n, batch_size)]
+    left = [batch for batch in batches if not {int(name) for name in batch} <= done]
+    assert sorted(together) == sorted(left)
+
+
+def test_one_process_is_a_world_of_its_own(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as world:
+        world.wait()
+        assert world == World(0, 1, 0)
+        assert world.leads
+        assert world.from_leader("x") == "x"
+        assert world.device("cuda") == "cuda"
+
+
+# Numbers
+
+
+def test_each_metric_is_what_its_function_gives():
+    torch.manual_seed(0)
+    images, heatmaps = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 2, 2)
+    objects = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    objects[0, :, :2] = True
+    batch = measures.begin(Bright(), images, objects, fill=0.5, step=4)
+    names = measures.check_metrics(list(measures.METRICS), "softmax", True)
+
+    def explain(images, target):
+        return images[..., ::2, ::2] + 0.1 * target.view(-1, 1, 1, 1)
+
+    found = measures.measure(names, batch, heatmaps, explain)
+    expected = confidences(Bright(), images, heatmaps, fill=0.5)
+    into = insertion(Bright(), images, heatmaps, step=4)
+    out = deletion(Bright(), images, heatmaps, step=4, fill=0.5)
+    from captum_clustered.metrics import adcc, energy_inside, iou, pointing_game
+
+    parts = adcc(Bright(), explain, images, heatmaps, fill=0.5)
+    columns = {
+        "adc": expected.average_drop,
+        "pic": expected.increase_in_confidence,
+        "ag": expected.average_gain,
+        "complement": expected.drop_on_complement,
+        "area": expected.area,
+        "adcc": parts.per_image,
+        "coherency": parts.coherency,
+        "insertion": into.area,
+        "deletion": out.area,
+        "pointing": pointing_game(heatmaps, objects),
+        "energy": energy_inside(heatmaps, objects),
+        "iou": iou(heatmaps, objects),
+        "complement_score": expected.complement,
+    }
+    assert set(measures.METRICS) <= set(columns)
+    for name, values in columns.items():
+        np.testing.assert_allclose([one[name] for one in found], values, rtol=1e-6, err_msg=name)
+    assert math.isnan(found[1]["iou"])  # nothing is marked there
+    curve = found[0]["deletion_curve"]
+    assert len(curve) == measures.POINTS
+    assert curve[0] == pytest.approx(expected.original[0].item(), abs=1e-5)
+    assert curve[-1] == pytest.approx(out.scores[0, -1].item(), abs=1e-5)
+    assert found[0]["conventions"]["deletion"]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("metrics", "score", "words"),
+    [
+        (["adk"], "softmax", "`metrics` must be one of 'adc', 'pic'"),
+        (["iou"], "softmax", "got iou, but no image has a mask or boxes"),
+        (["ag"], "identity", "`score` must be a probability for the metric ag"),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_refused(metrics, score, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        measures.check_metrics(metrics, score, False)
+
+
+# Tables
+
+ADC, PIC = report.Column("adc", "ADC ↓"), report.Column("pic", "PIC ↑", is_rate=True)
+IMAGES = [f"{i}.png" for i in range(6)]
+ABLATION = Variant("ablation-cam")
+OURS = Variant("clustered-cam", 4, "drop")
+RANDOM = Variant("random-groups", 4, "drop", control=True)
+ADCS = {
+    ABLATION: [10.0, 20.0, 30.0, 40.0, 50.0, 60.0],
+    OURS: [11.0, 19.0, 33.0, 38.0, 55.0, 60.0],
+    RANDOM: [31.0, 25.0, 36.0, 48.0, 50.0, 70.0],
+}
+
+
+def judged(image, variant, adc, case=None, changes=None):
+    pic = 100.0 if adc < 25 else 0.0
+    numbers = {"adc": adc, "pic": pic, "map": "ok", "status": "ok", "seconds": adc / 1000}
+    return {**row(image, variant), "case": case, **numbers, **(changes or {})}
+
+
+def rows_of(cases=(None,) * 6, **changes):
+    made = [
+        judged(image, variant, adc, case, changes.get(image))
+        for variant, adcs in ADCS.items()
+        for image, adc, case in zip(IMAGES, adcs, cases, strict=True)
+    ]
+    made.reverse()  # the order of the rows does not matter
+    return {(r["image"], r["method"], r["clusters"], r["weighting"]): r for r in made}
+
+
+def reported(rows):
+    return report.make_report(rows, IMAGES, list(ADCS), [ADC, PIC], ["a note"])
+
+
+def test_a_line_is_the_mean_with_its_interval():
+    line = reported(rows_of()).lines[1]
+    assert line.title == "Clustered-CAM, K=4, drop"
+    assert line.intervals == {
+        "adc": mean_interval(ADCS[OURS]),
+        "pic": rate_interval([100.0, 100.0, 0.0, 0.0, 0.0, 0.0]),
+    }
+    assert (line.images, line.failed, line.seconds) == (6, 0, pytest.approx(0.0355))
+
+
+def test_differences_are_paired_and_against_the_right_ones():
+    found = reported(rows_of()).differences
+    pairs = [(difference.first, difference.second) for difference in found]
+    assert pairs == [(OURS, ABLATION), (OURS, RANDOM), (RANDOM, ABLATION)]
+    assert found[1].intervals["adc"] == paired_difference(ADCS[OURS], ADCS[RANDOM])
+    assert found[1].intervals["adc"].estimate == pytest.approx(-44 / 6)
+
+
+def test_random_groups_of_another_number_or_weighting_are_no_reference():
+    others = [Variant("random-groups", k, w, True) for k, w in ((8, "drop"), (4, "share"))]
+    found = report.make_report({}, IMAGES, [OURS, *others], [ADC])
+    assert found.differences == []
+
+
+def test_images_of_one_case_are_drawn_together():
+    cases = ["x", "x", "y", "y", None, None]
+    found = reported(rows_of(cases))
+    names = ["x", "x", "y", "y", "4", "5"]
+    assert found.lines[0].intervals["adc"] == mean_interval(ADCS[ABLATION], cases=names)
+    assert found.lines[0].intervals["pic"].n_cases == 4
+    expected = paired_difference(ADCS[OURS], ADCS[ABLATION], cases=names)
+    assert found.differences[0].intervals["adc"] == expected
+
+
+def test_faults_are_counted_and_failures_left_out():
+    rows = rows_of(**{
+        "0.png": {"map": "flat"},
+        "1.png": {"map": "negative"},
+        "2.png": {"status": "failed", "adc": None},
+        "3.png": {"map": "not_finite"},
+    })  # fmt: skip
+    line = reported(rows).lines[0]
+    assert line.faults == {"flat": 1, "not_finite": 1, "negative": 1}
+    assert (line.images, line.failed, line.intervals["adc"].n) == (6, 1, 5)
+    assert reported(rows).differences[0].intervals["adc"].n == 5
+
+
+def test_tables_say_the_same_in_three_ways():
+    found = reported(rows_of())
+    text = report.summary_csv(found).splitlines()
+    assert text[0].startswith("method,clusters,weighting,control,images,failed,flat,not_finite,")
+    assert text[2].startswith("clustered-cam,4,drop,0,6,0,0,0,0,36.000000,")
+    assert len(text) == 4
+    interval = str(found.lines[1].intervals["adc"])
+    markdown = report.summary_md(found)
+    assert f"| Clustered-CAM, K=4, drop | {interval} |" in markdown
+    assert "| *Random groups, K=4, drop* |" in markdown
+    assert "| 35.5 ms |" in markdown
+    assert "- a note" in markdown
+    assert f"**{found.differences[1].intervals['adc']}**" in markdown
+    tex = report.summary_tex(found)
+    low, high = found.lines[1].intervals["adc"].low, found.lines[1].intervals["adc"].high
+    assert rf"Clustered-CAM, $K$=4, drop & 36.00 {{\scriptsize [{low:.2f}, {high:.2f}]}} &" in tex
+    assert r"Method & ADC $\downarrow$ & PIC $\uparrow$ & Time per image \\" in tex
+    assert tex.count(r"\midrule") == 2
+    assert tex.count(r"\\") == 4
+    differences = report.differences_csv(found).splitlines()
+    assert differences[1].startswith("clustered-cam,4,drop,ablation-cam,,,1.000000,")
+
+
+def test_a_variant_without_numbers_is_shown_empty():
+    rows = {
+        key: {**found, "status": "failed", "adc": None, "pic": None}
+        for key, found in rows_of().items()
+    }
+    found = reported(rows)
+    assert report.summary_csv(found).splitlines()[1] == ("ablation-cam,,,0,6,6,0,0,0,,,,0,,,,0,")
+    assert "| Ablation-CAM | nan [nan, nan] |" in report.summary_md(found)
+    figures.intervals(found).savefig(os.devnull, format="png")
+
+
+# Figures
+
+
+def test_the_figure_shows_each_interval(tmp_path):
+    found = reported(rows_of())
+    figure = figures.intervals(found)
+    assert [ax.get_title() for ax in figure.axes] == ["ADC ↓ (%)", "PIC ↑ (%)"]
+    bar, point = figure.axes[0].lines[2:4]  # of the second line
+    interval = found.lines[1].intervals["adc"]
+    assert list(bar.get_xdata()) == [interval.low, interval.high]
+    assert list(point.get_xdata()) == [interval.estimate]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [line.title for line in found.lines]
+    figure.savefig(tmp_path / "a.pdf")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_curves_are_means(tmp_path):
+    rows = rows_of()
+    for found in rows.values():
+        found["insertion_curve"] = [0.0, found["adc"] / 100]
+        found["insertion"] = found["adc"] / 2
+    figure = figures.curves("insertion", rows, IMAGES, list(ADCS))
+    lines = figure.axes[0].lines
+    assert list(lines[1].get_ydata()) == [0.0, pytest.approx(0.36)]
+    assert lines[1].get_label() == "Clustered-CAM, K=4, drop: 18.0"
+    assert len(lines) == 3
+    figure.savefig(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 1000
