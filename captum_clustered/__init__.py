@@ -8,8 +8,12 @@ if TYPE_CHECKING:
     from captum_clustered.ablation import ClusteredLayerAblation as ClusteredLayerAblation
     from captum_clustered.ablation import LayerAblationCam as LayerAblationCam
     from captum_clustered.egrad_cam import LayerEGradCam as LayerEGradCam
-    from captum_clustered.image_masking import LayerGroupCam as LayerGroupCam
-    from captum_clustered.image_masking import LayerScoreCam as LayerScoreCam
+    from captum_clustered.group_cam import LayerGroupCam as LayerGroupCam
+    from captum_clustered.optimization import (
+        ClusteredLayerOptimization as ClusteredLayerOptimization,
+    )
+    from captum_clustered.score_cam import ClusteredLayerScore as ClusteredLayerScore
+    from captum_clustered.score_cam import LayerScoreCam as LayerScoreCam
 
 __version__ = "0.1.0"
 
@@ -19,8 +23,10 @@ _HOMES = {
     "ClusteredLayerAblation": "ablation",
     "LayerAblationCam": "ablation",
     "LayerEGradCam": "egrad_cam",
-    "LayerGroupCam": "image_masking",
-    "LayerScoreCam": "image_masking",
+    "ClusteredLayerOptimization": "optimization",
+    "ClusteredLayerScore": "score_cam",
+    "LayerGroupCam": "group_cam",
+    "LayerScoreCam": "score_cam",
 }
 
 __all__ = [*_HOMES, "__version__"]

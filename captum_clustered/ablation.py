@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,8 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_clustered.clustering import EveryMap, Groups, as_clusterer
+from captum_clustered.adaptive import Adaptive
+from captum_clustered.clustering import EveryMap, Groups, as_clusterer, numbered
 from captum_clustered.explainer import (
     FirstPass,
     LayerExplainer,
@@ -23,6 +25,7 @@ from captum_clustered.explainer import (
 )
 from captum_clustered.heatmap import ReshapeTransform, build
 from captum_clustered.replay import Ablation, Replay, replay
+from captum_clustered.shapley import Shapley
 from captum_clustered.targets import Target
 from captum_clustered.weighting import as_weighting, by_map
 
@@ -50,6 +53,8 @@ class ClusteredAttribution:
         channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`.
         replay (str): ``"suffix"`` if only what lies behind the layer ran again, else ``"full"``.
         replay_reason (str or None): Why the whole model ran again.
+        standard_errors (Tensor or tuple[Tensor, ...] or None): * Of `ablated_scores`, where these
+            are estimates, as with :class:`captum_clustered.shapley.Shapley`; else None.
     """
 
     attributions: Tensors
@@ -62,6 +67,7 @@ class ClusteredAttribution:
     channel_weights: Tensors
     replay: Literal["suffix", "full"]
     replay_reason: str | None = None
+    standard_errors: Tensors | None = None
 
 
 class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
@@ -91,7 +97,8 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             ``"every-map"``), a clusterer of :mod:`captum_clustered.clustering`, a scikit-learn
             estimator, a callable from features `(N, C, D)` to labels `(N, C)`, or labels.
             Default: ``"kmeans"``
-        n_clusters (int, optional): Number of groups for a clusterer given by name. Default: 64
+        n_clusters (int or str, optional): Number of groups for a clusterer given by name;
+            ``"auto"`` for a number of each example's own, with ``"agglomerative"``. Default: 64
         weighting (str or callable, optional): How a drop becomes a weight: ``"drop"``, the paper's,
             gives the joint drop to each map of the group; ``"drop_per_map"`` shares it among them;
             ``"drop_per_mass"`` shares it by activation; ``"drop_per_norm"`` divides the drop by the
@@ -129,7 +136,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         device_ids: list[int] | None = None,
         *,
         clusterer: Any = "kmeans",
-        n_clusters: int = 64,
+        n_clusters: int | Literal["auto"] = 64,
         weighting: Any = "drop_per_map",
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
@@ -259,30 +266,58 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         with self._first_pass(
             inputs, target, additional_forward_args, attribute_to_layer_input
         ) as first:
-            activations = first.captured.activations
-            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in first.maps]
-            ablation = Ablation.of(
-                activations,
-                groups,
-                [self._channel_dim(tensor) for tensor in activations],
-                layer_baselines,
+            groups, replayed, errors = self._measure(
+                first, layer_baselines, perturbations_per_eval, show_progress
             )
-            check, key = self._needs_check(first)
-            with progress(self.get_name(), ablation.n_groups, show_progress) as tick:
-                replayed = replay(
-                    first.model,
-                    first.io,
-                    first.targets,
-                    first.captured,
-                    ablation,
-                    mode=self.replay,
-                    chunk=perturbations_per_eval,
-                    check=check,
-                    tick=tick,
+        return self._result(
+            first.maps, groups, replayed, errors, relu_attributions, attr_dim_summation
+        )
+
+    def _measure(
+        self, first: FirstPass, baselines: Any, chunk: int | None, show_progress: bool
+    ) -> tuple[list[Groups], Replay, Tensor | None]:
+        """The groups, the scores without each, and the standard errors of these, if any."""
+        activations = first.captured.activations
+        dims = [self._channel_dim(tensor) for tensor in activations]
+        check, key = self._needs_check(first)
+
+        def ablate(groups: list[Groups]) -> Ablation:
+            return Ablation.of(activations, groups, dims, baselines)
+
+        def run(ablation: Ablation, tick: Callable[[int], object]) -> Replay:
+            return replay(
+                first.model,
+                first.io,
+                first.targets,
+                first.captured,
+                ablation,
+                mode=self.replay,
+                chunk=chunk,
+                check=check,
+                tick=tick,
+            )
+
+        def show(n_groups: int) -> AbstractContextManager[Callable[[int], object]]:
+            return progress(self.get_name(), n_groups, show_progress)
+
+        errors = None
+        if isinstance(self.clusterer, Adaptive):
+            with show(self.clusterer.budget) as tick:
+                groups, replayed = _descend(
+                    self.clusterer, first, lambda found: run(ablate(found), tick)
                 )
-            if replayed.path == "suffix":
-                self._checked.add(key)
-        return self._result(first.maps, groups, replayed, relu_attributions, attr_dim_summation)
+        else:
+            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in first.maps]
+        ablation = ablate(groups)
+        if isinstance(self.weighting, Shapley):
+            with show(self.weighting.n_permutations * ablation.n_groups) as tick:
+                replayed, errors = self.weighting.measure(ablation, lambda one: run(one, tick))
+        elif not isinstance(self.clusterer, Adaptive):
+            with show(ablation.n_groups) as tick:
+                replayed = run(ablation, tick)
+        if replayed.path == "suffix":
+            self._checked.add(key)
+        return groups, replayed, errors
 
     def _needs_check(self, first: FirstPass) -> tuple[bool, Any]:
         """Where reading a value makes the host wait, one check per layer and shapes is enough."""
@@ -295,10 +330,12 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         maps: list[Tensor],
         groups: list[Groups],
         replayed: Replay,
+        errors: Tensor | None,
         relu: bool,
         sum_maps: bool,
     ) -> ClusteredAttribution:
-        parts = replayed.ablated_scores.split([grouped.n_groups for grouped in groups], dim=1)
+        counts = [grouped.n_groups for grouped in groups]
+        parts = replayed.ablated_scores.split(counts, dim=1)
         weights = [
             self._group_weights(replayed.scores, part, grouped, tensor)
             for part, grouped, tensor in zip(parts, groups, maps, strict=True)
@@ -322,6 +359,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             channel_weights=unwrap(channel_weights),
             replay=replayed.path,
             replay_reason=replayed.reason,
+            standard_errors=None if errors is None else unwrap(errors.split(counts, dim=1)),
         )
 
     def _group_weights(
@@ -342,6 +380,36 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
                 f"{got}. A map takes the weight of its group."
             )
         return torch.where(grouped.sizes > 0, weights, 0)
+
+
+def _descend(
+    clusterer: Adaptive, first: FirstPass, run: Callable[[list[Groups]], Replay]
+) -> tuple[list[Groups], Replay]:
+    """Groups that depend on the drops."""
+    if len(first.maps) > 1:
+        raise ValueError(
+            "`clusterer` must not be Adaptive for a layer that gives several tensors; this one "
+            f"gives {len(first.maps)}. Choose a layer that gives one."
+        )
+    (maps,) = first.maps
+    if first.n_scores != len(maps):
+        raise ValueError(
+            "`clusterer` must not be Adaptive for a model that gives one score for the whole "
+            f"batch; got {len(maps)} examples and {first.n_scores} score."
+        )
+    search = clusterer.search(maps.reshape(*maps.shape[:2], -1))
+    labels = next(search)
+    while True:
+        replayed = run([numbered(labels)])
+        try:
+            labels = search.send(replayed.scores.unsqueeze(1) - replayed.ablated_scores)
+        except StopIteration as end:
+            labels, drops = end.value
+            break
+    scores = replayed.scores
+    return [numbered(labels)], replace(
+        replayed, ablated_scores=scores.unsqueeze(1) - drops.to(scores)
+    )
 
 
 class LayerAblationCam(ClusteredLayerAblation):

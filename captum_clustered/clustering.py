@@ -32,6 +32,7 @@ __all__ = [
     "Tree",
     "as_clusterer",
     "group",
+    "numbered",
 ]
 
 _BYTES = 64 * 2**20  # of distances at a time; more examples are clustered one lot after the other
@@ -119,6 +120,24 @@ def group(clusterer: Clusterer, features: Tensor) -> Groups:
         n_groups = int(min(bound, c))
         labels = _without_gaps(labels, n_groups)
     labels = labels.to(features.device)
+    return Groups(labels, n_groups, _sizes(labels, n_groups))
+
+
+def numbered(labels: Tensor) -> Groups:
+    """Groups that have their numbers already; reads their count.
+
+    Args:
+        labels (Tensor): int64 `(N, C)`, -1 for no group.
+
+    Returns:
+        *Groups*: With these labels.
+
+    Example::
+
+        >>> numbered(torch.tensor([[0, 1, 1, -1]])).sizes
+        tensor([[1, 2]])
+    """
+    n_groups = max(1, int(labels.max()) + 1)
     return Groups(labels, n_groups, _sizes(labels, n_groups))
 
 
@@ -265,7 +284,8 @@ class Agglomerative:
     """Hierarchical clustering with SciPy's linkage, exact and deterministic, on the CPU.
 
     Args:
-        n_clusters (int, optional): `K`; maps that are equal are never parted. Default: 64
+        n_clusters (int or str, optional): `K`; maps that are equal are never parted. ``"auto"``
+            chooses it for each example by :meth:`Tree.largest_gap`. Default: 64
         linkage (str, optional): ``"ward"``, ``"average"`` or ``"complete"``. Default: ``"ward"``
         metric (str, optional): ``"euclidean"`` or ``"cosine"`` (not with Ward).
             Default: ``"euclidean"``
@@ -278,12 +298,13 @@ class Agglomerative:
         ([[0, 0, 1, 1]], [[0, 0, 1, 2]])
     """
 
-    n_clusters: int = 64
+    n_clusters: int | Literal["auto"] = 64
     linkage: Literal["ward", "average", "complete"] = "ward"
     metric: Literal["euclidean", "cosine"] = "euclidean"
 
     def __post_init__(self) -> None:
-        _check_count("n_clusters", self.n_clusters)
+        if self.n_clusters != "auto":
+            _check_count("n_clusters", self.n_clusters)
         _check_choice("linkage", self.linkage, ("ward", "average", "complete"))
         _check_choice("metric", self.metric, ("euclidean", "cosine"))
         if self.linkage == "ward" and self.metric != "euclidean":
@@ -316,18 +337,56 @@ class Tree:
     live: Tensor
     merges: list[Any]
 
-    def cut(self, n_clusters: int) -> Tensor:
-        """Labels `(N, C)` of at most `n_clusters` groups; dead maps are -1."""
+    def cut(self, n_clusters: int | Literal["auto"]) -> Tensor:
+        """Labels `(N, C)` of at most `n_clusters` groups; dead maps are -1.
+
+        Args:
+            n_clusters (int or str): The same for all examples, or ``"auto"`` for what
+                :meth:`largest_gap` says of each.
+        """
         from scipy.cluster.hierarchy import fcluster
 
         labels = torch.full(self.live.shape, -1, dtype=torch.int64)
-        for row, keep, merges in zip(labels, self.live, self.merges, strict=True):
+        counts = self.largest_gap() if n_clusters == "auto" else [n_clusters] * len(labels)
+        for row, keep, merges, k in zip(labels, self.live, self.merges, counts, strict=True):
             if merges is None:
                 row[keep] = 0
             else:
-                cut = torch.from_numpy(fcluster(merges, n_clusters, "maxclust"))
+                cut = torch.from_numpy(fcluster(merges, k, "maxclust"))
                 row[keep] = _by_first_member(cut)
         return labels
+
+    def largest_gap(self, low: int = 8, high: int = 128) -> list[int]:
+        """The number of groups at which the tree's heights part most, for each example.
+
+        Of `K` groups the next two would be joined at a height :math:`h_K`, and :math:`h_{K+1}` is
+        that of the join before. The `K` with the largest ratio :math:`h_K / h_{K+1}` is taken. The
+        bounds matter: without them this rule, like the silhouette, finds two groups on nearly all
+        images, which is too few for a heat map.
+
+        Args:
+            low (int, optional): The smallest number that is considered. Default: 8
+            high (int, optional): The largest. Default: 128
+
+        Returns:
+            *list[int]*: One number per example; `low` where an example has no more maps.
+
+        Example::
+
+            >>> features = torch.tensor([[[1.0], [1.1], [5.0], [5.2], [9.0], [9.1]]])
+            >>> Agglomerative().tree(features).largest_gap(low=2)
+            [3]
+        """
+        found = []
+        for merges in self.merges:
+            heights = [] if merges is None else merges[::-1, 2]  # h_2, h_3, ... from the top
+            ratios = {
+                k: heights[k - 2] / max(heights[k - 1], 1e-12 * heights[0])
+                for k in range(max(low, 2), min(high, len(heights)) + 1)
+                if heights[k - 2] > 0
+            }
+            found.append(max(ratios, key=ratios.__getitem__, default=low))
+        return found
 
 
 def _by_first_member(labels: Tensor) -> Tensor:
@@ -503,7 +562,7 @@ class GivenLabels:
         return self.labels.expand(n, c)
 
 
-CLUSTERERS: dict[str, Callable[[int], Clusterer]] = {
+CLUSTERERS: dict[str, Callable[[Any], Clusterer]] = {
     "kmeans": KMeans,
     "cosine": CosineKMeans,
     "agglomerative": Agglomerative,
@@ -514,15 +573,17 @@ CLUSTERERS: dict[str, Callable[[int], Clusterer]] = {
 """Names for :func:`as_clusterer`, each with what makes the clusterer from a number of groups."""
 
 
-def as_clusterer(clusterer: Any, n_clusters: int = 64, seed: int | None = None) -> Clusterer:
+def as_clusterer(
+    clusterer: Any, n_clusters: int | Literal["auto"] = 64, seed: int | None = None
+) -> Clusterer:
     """Turns all that can be passed as `clusterer` into a clusterer.
 
     Args:
         clusterer (str, estimator, callable or Tensor): A name (a key of :data:`CLUSTERERS`), a
             scikit-learn estimator, a callable from features `(N, C, D)` to labels `(N, C)`, or the
             labels.
-        n_clusters (int, optional): Number of groups, for a name; all else brings its own.
-            Default: 64
+        n_clusters (int or str, optional): Number of groups, for a name; all else brings its own.
+            ``"auto"`` is for ``"agglomerative"`` only. Default: 64
         seed (int, optional): Seed, for the name of a clusterer that draws at random.
             Default: None (the clusterer's own default)
 
@@ -540,7 +601,13 @@ def as_clusterer(clusterer: Any, n_clusters: int = 64, seed: int | None = None) 
     """
     if isinstance(clusterer, str):
         _check_choice("clusterer", clusterer, tuple(CLUSTERERS))
-        _check_count("n_clusters", n_clusters)
+        if n_clusters == "auto" and clusterer != "agglomerative":
+            raise ValueError(
+                f"`n_clusters` must be an int for clusterer={clusterer!r}; got 'auto', which needs "
+                "the tree of 'agglomerative'."
+            )
+        if n_clusters != "auto":
+            _check_count("n_clusters", n_clusters)
         made = CLUSTERERS[clusterer](n_clusters)
         return made if seed is None or not hasattr(made, "seed") else replace(made, seed=seed)  # type: ignore[type-var]
     if isinstance(clusterer, Tensor):

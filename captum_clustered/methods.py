@@ -34,13 +34,17 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_clustered.ablation import ClusteredLayerAblation, LayerAblationCam
+from captum_clustered.adaptive import Adaptive
 from captum_clustered.clustering import RandomGroups, as_clusterer
 from captum_clustered.egrad_cam import LayerEGradCam
 from captum_clustered.explainer import LayerExplainer, Tensors, unwrap
+from captum_clustered.fills import Fill
 from captum_clustered.forward import as_model, borrowed
+from captum_clustered.group_cam import LayerGroupCam
 from captum_clustered.heatmap import ReshapeTransform, to_maps
-from captum_clustered.image_masking import LayerGroupCam, LayerScoreCam
 from captum_clustered.layers import did_you_mean
+from captum_clustered.optimization import ClusteredLayerOptimization
+from captum_clustered.score_cam import ClusteredLayerScore, LayerScoreCam
 from captum_clustered.targets import Target, check_target, format_target, select
 
 __all__ = ["METHODS", "Drawn", "GradCam", "Method", "make"]
@@ -215,6 +219,33 @@ def _grad_cam(
         threshold=-1.0,
         channel_dim=channel_dim,
         reshape_transform=reshape_transform,
+    )
+
+
+def _random_score_cam(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    *,
+    n_clusters: int = 32,
+    clusterer: Any = "agglomerative",
+    seed: int = 0,
+    fill: Fill = 0.0,
+    **layout: Any,
+) -> LayerAttribution:
+    groups = RandomGroups(like=as_clusterer(clusterer, n_clusters), seed=seed)
+    return ClusteredLayerScore(forward_func, layer, clusterer=groups, fill=fill, **layout)
+
+
+def _adaptive_ablation_cam(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    *,
+    n_clusters: int = 32,
+    weighting: Any = "drop_per_map",
+    **layout: Any,
+) -> LayerAttribution:
+    return ClusteredLayerAblation(
+        forward_func, layer, clusterer=Adaptive(n_clusters), weighting=weighting, **layout
     )
 
 
@@ -406,8 +437,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "clustered-score-cam",
-                "Score-CAM with groups of similar maps",
-                partial(LayerScoreCam, clusterer="kmeans", n_clusters=32),
+                "Groups of similar maps mask the image, softmax of the log-odds",
+                ClusteredLayerScore,
+            ),
+            Method(
+                "random-score-cam",
+                "The same with random groups of the same sizes, to compare with",
+                _random_score_cam,
+            ),
+            Method(
+                "clustered-opti-cam",
+                "Weights of groups, optimised for the masked image's log-odds in ten steps",
+                ClusteredLayerOptimization,
+                needs_gradient=True,
+            ),
+            Method(
+                "adaptive-ablation-cam",
+                "Groups are split where the score drops most; n_clusters counts evaluations",
+                _adaptive_ablation_cam,
             ),
             Method(
                 "fake-cam",

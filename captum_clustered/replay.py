@@ -46,6 +46,7 @@ class Ablation:
         baselines (list[Tensor]): For each, what takes the place of an ablated map.
         channel_dims (list[int]): For each, the axis of its maps.
         n_groups (int): Number of groups of all tensors together.
+        cumulative (bool): Whether the copy for group `k` lacks the groups before it as well.
     """
 
     activations: list[Tensor]
@@ -53,6 +54,7 @@ class Ablation:
     baselines: list[Tensor]
     channel_dims: list[int]
     n_groups: int
+    cumulative: bool = False
 
     def room(self, copies: int) -> list[Tensor]:
         """Memory for that many copies, to be used again: fresh memory costs more than copying."""
@@ -64,8 +66,9 @@ class Ablation:
         To copy everything and then to write the baseline where it belongs is several times faster
         than to choose between the two value by value, since most of a copy is never touched.
         """
+        switch_off = _switch_off_up_to if self.cumulative else _switch_off
         return [
-            _switch_off(copies[: len(groups)], activation, labels, baseline, dim, groups.start)
+            switch_off(copies[: len(groups)], activation, labels, baseline, dim, groups.start)
             for copies, activation, labels, baseline, dim in zip(
                 self.room(len(groups)) if room is None else room,
                 self.activations,
@@ -139,6 +142,21 @@ def _switch_off(
     example = torch.arange(len(labels), device=labels.device).unsqueeze(1)
     channel = torch.arange(labels.shape[1], device=labels.device)
     copies.movedim(channel_dim + 1, 2)[torch.where(here, copy, 0), example, channel] = values
+    return copies
+
+
+def _switch_off_up_to(
+    copies: Tensor,
+    activation: Tensor,
+    labels: Tensor,
+    baseline: Tensor,
+    channel_dim: int,
+    start: int,
+) -> Tensor:
+    """The same, but the i-th copy lacks all maps whose label is at most `start + i`."""
+    shape = [size if axis in (0, channel_dim) else 1 for axis, size in enumerate(activation.shape)]
+    for i, copy in enumerate(copies):
+        torch.where((labels <= start + i).reshape(shape), baseline, activation, out=copy)
     return copies
 
 

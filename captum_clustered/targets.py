@@ -27,7 +27,7 @@ __all__ = [
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 """What a caller may pass as ``target``."""
 
-Score = Literal["softmax", "sigmoid", "identity"] | Callable[[Tensor], Tensor]
+Score = Literal["softmax", "sigmoid", "identity", "log_odds"] | Callable[[Tensor], Tensor]
 """What a caller may pass as ``score``; see :func:`target_scores`."""
 
 
@@ -176,8 +176,8 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         output (Tensor, float or int): Logits, `(N, classes)`, or `(N,)` for one score per image.
         target (Tensor or None): What :func:`format_target` returned.
         score (str or callable, optional): ``"softmax"`` over the second axis, ``"sigmoid"``,
-            ``"identity"``, or a callable from logits to scores of the same shape.
-            Default: ``"softmax"``
+            ``"identity"``, ``"log_odds"``, the logarithm of p / (1 - p) for the softmax p, or a
+            callable from logits to scores of the same shape. Default: ``"softmax"``
 
     Returns:
         *Tensor*: `(N,)`, float64 where the device has it, since the probability of a sure model
@@ -208,18 +208,34 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         scores = logits.sigmoid()
     elif score == "identity":
         scores = logits
+    elif score == "log_odds":
+        scores = _log_odds(logits)
     elif isinstance(score, str):
         raise ValueError(
-            f"`score` must be 'softmax', 'sigmoid', 'identity' or a callable; got {score!r}."
+            f"`score` must be 'softmax', 'sigmoid', 'identity', 'log_odds' or a callable; got "
+            f"{score!r}."
         )
     elif callable(score):
         scores = score(logits)
     else:
         raise TypeError(
-            "`score` must be 'softmax', 'sigmoid', 'identity' or a callable; got "
+            "`score` must be 'softmax', 'sigmoid', 'identity', 'log_odds' or a callable; got "
             f"{type(score).__name__}."
         )
     return select(scores, target)
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Each logit less the log of the sum of the others' exponentials; a single one is log-odds."""
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        return logits
+    top = logits.argmax(1, keepdim=True)
+    total = logits.logsumexp(1, keepdim=True)
+    # all classes but the largest have at most half of the sum, so that nothing cancels
+    share = (logits - total).exp().scatter(1, top, 0)
+    others = total + torch.log1p(-share)
+    without_top = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+    return logits - others.scatter(1, top, without_top)
 
 
 def check_target(output: Any, target: Tensor | None) -> None:

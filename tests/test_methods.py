@@ -12,12 +12,15 @@ from torch import nn
 
 from captum_clustered import (
     ClusteredLayerAblation,
+    ClusteredLayerOptimization,
+    ClusteredLayerScore,
     LayerAblationCam,
     LayerEGradCam,
     LayerGroupCam,
     LayerScoreCam,
 )
-from captum_clustered.clustering import Contiguous, EveryMap, KMeans
+from captum_clustered.adaptive import Adaptive
+from captum_clustered.clustering import Agglomerative, Contiguous, EveryMap, KMeans
 from captum_clustered.methods import METHODS, GradCam, Method, make
 from small_models import split_cnn
 
@@ -42,7 +45,8 @@ class TestRegistry:
     def test_names(self):
         assert NAMES == [
             "clustered-cam", "ablation-cam", "ablation-cam-norm", "grad-cam", "egrad-cam",
-            "group-cam", "clustered-group-cam", "score-cam", "clustered-score-cam", "fake-cam",
+            "group-cam", "clustered-group-cam", "score-cam", "clustered-score-cam",
+            "random-score-cam", "clustered-opti-cam", "adaptive-ablation-cam", "fake-cam",
             "random-map", "centre-gaussian", "sum-of-maps", "random-groups", "contiguous-groups",
         ]  # fmt: skip
         assert all(method.name == name for name, method in METHODS.items())
@@ -53,13 +57,16 @@ class TestRegistry:
 
         assert names("control") == set(NAMES[-6:])
         assert names("needs_gradient") == {
-            "grad-cam", "egrad-cam", "group-cam", "clustered-group-cam",
+            "grad-cam", "egrad-cam", "group-cam", "clustered-group-cam", "clustered-opti-cam",
         }  # fmt: skip
         assert names("clusters") == {
             "clustered-cam", "group-cam", "clustered-group-cam", "clustered-score-cam",
-            "random-groups", "contiguous-groups",
+            "random-score-cam", "clustered-opti-cam", "adaptive-ablation-cam", "random-groups",
+            "contiguous-groups",
         }  # fmt: skip
-        assert names("weighting") == {"clustered-cam", "random-groups", "contiguous-groups"}
+        assert names("weighting") == {
+            "clustered-cam", "adaptive-ablation-cam", "random-groups", "contiguous-groups",
+        }  # fmt: skip
 
     def test_classes(self):
         kinds = {
@@ -71,7 +78,10 @@ class TestRegistry:
             "group-cam": LayerGroupCam,
             "clustered-group-cam": LayerGroupCam,
             "score-cam": LayerScoreCam,
-            "clustered-score-cam": LayerScoreCam,
+            "clustered-score-cam": ClusteredLayerScore,
+            "random-score-cam": ClusteredLayerScore,
+            "clustered-opti-cam": ClusteredLayerOptimization,
+            "adaptive-ablation-cam": ClusteredLayerAblation,
             "random-groups": ClusteredLayerAblation,
             "contiguous-groups": ClusteredLayerAblation,
         }
@@ -85,7 +95,9 @@ class TestRegistry:
         assert of("clustered-cam").clusterer == KMeans(64)
         assert of("group-cam").clusterer == Contiguous(32)
         assert of("score-cam").clusterer == EveryMap()
-        assert of("clustered-score-cam").clusterer == KMeans(32)
+        assert of("clustered-score-cam").clusterer == Agglomerative(32)
+        assert of("random-score-cam", n_clusters=5).clusterer.like == Agglomerative(5)
+        assert of("adaptive-ablation-cam", n_clusters=8).clusterer == Adaptive(8)
         assert of("random-groups", n_clusters=5, seed=2).clusterer.like == KMeans(5)
         assert of("random-groups", seed=2).clusterer.seed == 2
         assert of("contiguous-groups", n_clusters=5).clusterer == Contiguous(5)

@@ -29,14 +29,20 @@ ORDER = [
     "targets",
     "capture",
     "clustering",
+    "adaptive",
     "replay",
     "weighting",
+    "shapley",
     "heatmap",
     "fills",
     "explainer",
     "ablation",
     "egrad_cam",
     "image_masking",
+    "score_cam",
+    "group_cam",
+    "optimization",
+    "stability",
     "testing",
     "",
     "layers",
@@ -53,11 +59,12 @@ ORDER = [
 INDEPENDENT = {"statistics", "metrics"}
 ENGINE = {
     "forward", "capture", "clustering", "replay", "weighting", "explainer", "ablation", "egrad_cam",
-    "image_masking", "methods", "",
+    "image_masking", "score_cam", "group_cam", "optimization", "methods",
+    "adaptive", "shapley", "",
 }  # fmt: skip
 MAY_IMPORT_LATE = {"cli", "__main__"}
 # they pass on what the others do, and do not count as deep
-DOORS = {"", "evaluation", "cli", "__main__"}
+DOORS = {"", "methods", "evaluation", "cli", "__main__"}
 MAX_DEPTH = 5
 
 

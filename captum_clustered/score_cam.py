@@ -1,0 +1,418 @@
+"""Score-CAM and its form with groups: what each map lets the model see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_clustered._checks import check_choice, check_int
+from captum_clustered.clustering import Groups
+from captum_clustered.explainer import FirstPass, Tensors, check_perturbations, group_maps
+from captum_clustered.fills import Fill
+from captum_clustered.heatmap import ReshapeTransform, build
+from captum_clustered.image_masking import (
+    ImageMasking,
+    MaskingAttribution,
+    joint_maps,
+    precise,
+    result_of,
+)
+from captum_clustered.replay import Ablation, replay
+from captum_clustered.targets import Score, Target
+from captum_clustered.weighting import SHARES, by_map
+
+__all__ = ["ClusteredLayerScore", "LayerScoreCam"]
+
+
+class ClusteredLayerScore(ImageMasking):
+    r"""Groups of feature maps, scored by what they let the model see of the image.
+
+    With :math:`F_G` the sum of the maps of a group :math:`G`, enlarged to the image and scaled to
+    [0, 1] as the mask :math:`H_G = s(\mathrm{Up}(F_G))`, and :math:`f` the score of the class,
+
+    .. math::
+
+        M = \mathrm{ReLU}\Big(\sum_G w_G \frac{F_G}{\sum_{ij} F_{G,ij}}\Big),
+        \qquad w = \mathrm{softmax}_G \big( f(x \odot H_G) / T \big)
+
+    This is the idea of Score-CAM (Wang et al., CVPR Workshops 2020) at a fraction of its cost: the
+    whole model runs once for each group instead of once for each map. No gradient is needed. A
+    group whose joint map is flat is no mask and has no part in the softmax.
+
+    :class:`LayerScoreCam` is the limit of single maps. ClusCAM (ICLR 2026 submission 18606) is
+    close to ``clusterer="kmeans", n_clusters=10, score="identity", temperature=0.5, share="map",
+    keep_fraction=0.5``; it scales the maps before they are clustered, which a clusterer of your own
+    can do.
+
+    Args:
+        forward_func (callable): The model, or a function that runs it, as in Captum.
+        layer (nn.Module): The layer. Its output, or its input, has the spatial axes of the image.
+        device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
+        clusterer (str, estimator, callable or Tensor, optional): What groups the maps, as for
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"agglomerative"``
+        n_clusters (int or str, optional): Number of groups for a clusterer given by name;
+            ``"auto"`` for a number of each example's own, with ``"agglomerative"``. Default: 32
+        score (str or callable, optional): :math:`f`, of the model's output: ``"log_odds"``,
+            ``"identity"`` (the logit), ``"softmax"``, ``"sigmoid"`` or a callable; see
+            :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
+        weigh_by (str, optional): From scores to weights: ``"softmax"`` over the groups;
+            ``"gain"``, what the score rises above that of the hidden image, not below 0, which
+            takes one more pass; ``"score"``, the score itself. Default: ``"softmax"``
+        temperature (float, optional): :math:`T`, above 0, for ``"softmax"``: the smaller, the more
+            the best groups stand out. Default: 0.5
+        share (str, optional): How a group's weight is shared among its maps: ``"mass"`` by
+            activation, so that the heat of a group sums to its weight; ``"map"`` equally;
+            ``"none"`` gives it whole to each. Default: ``"mass"``
+        keep_fraction (float, optional): Share of the groups, those of the highest scores, that have
+            a part in the map, in (0, 1]. Default: None (all)
+        max_evaluations (int, optional): Groups that are scored at most: those without which the
+            score drops most when they are switched off inside the network, which costs next to
+            nothing. Default: None (all)
+        fill (float, Tensor or str, optional): What takes the place of what a mask hides, in the
+            space of the model's input: a number, a tensor, ``"blur"``, or what else
+            :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
+        masked_input (int, optional): Which of several inputs is the image. Default: 0
+        channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
+            channels-last layers. Default: 1
+        reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)`,
+            such as :func:`captum_clustered.heatmap.vit_reshape_transform`. Default: None
+
+    Example::
+
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ...     nn.Linear(8, 5),
+        ... ).eval()
+        >>> cam = ClusteredLayerScore(model, model[1], n_clusters=4)
+        >>> cam.attribute(torch.rand(2, 3, 16, 16), target=3).shape
+        torch.Size([2, 1, 14, 14])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        *,
+        clusterer: Any = "agglomerative",
+        n_clusters: int | Literal["auto"] = 32,
+        score: Score = "log_odds",
+        weigh_by: Literal["softmax", "gain", "score"] = "softmax",
+        temperature: float = 0.5,
+        share: Literal["map", "mass", "none"] = "mass",
+        keep_fraction: float | None = None,
+        max_evaluations: int | None = None,
+        fill: Fill = 0.0,
+        masked_input: int = 0,
+        channel_dim: int = 1,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            clusterer,
+            n_clusters,
+            fill,
+            masked_input,
+            channel_dim,
+            reshape_transform,
+        )
+        check_choice("weigh_by", weigh_by, ("softmax", "gain", "score"))
+        check_choice("share", share, tuple(SHARES))
+        if not isinstance(temperature, (int, float)) or not temperature > 0:
+            raise ValueError(f"`temperature` must be a number > 0; got {temperature!r}.")
+        if keep_fraction is not None and not (
+            isinstance(keep_fraction, (int, float)) and 0 < keep_fraction <= 1
+        ):
+            raise ValueError(
+                f"`keep_fraction` must lie in (0, 1], or be None; got {keep_fraction!r}."
+            )
+        if max_evaluations is not None:
+            check_int("max_evaluations", max_evaluations, 1)
+        self.score = score
+        self.weigh_by: str = weigh_by
+        self.temperature: float = temperature
+        self.share: str = share
+        self.keep_fraction = keep_fraction
+        self.max_evaluations = max_evaluations
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensors,
+        target: Target = None,
+        *,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensors:
+        r"""Computes the heat map.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
+            target (int, tuple, Tensor or list, optional): The class to explain, as for
+                :meth:`captum_clustered.ClusteredLayerAblation.attribute`. Default: None
+            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
+                tuple. Default: None
+            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
+                its output. Default: False
+            relu_attributions (bool, optional): Whether to set negative values of the heat map to
+                zero, as the paper does. Default: True
+            attr_dim_summation (bool, optional): Whether to sum over the maps. Default: True
+            perturbations_per_eval (int, optional): Masked images of an example in one pass; it
+                changes memory and time, never the result. Default: None (as many as fit a budget)
+            show_progress (bool, optional): Whether to show a progress bar. Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, or
+            `(N, C, *spatial)` with ``attr_dim_summation=False``, in the layer's own resolution,
+            detached, on the device of the layer's output. A tuple if the layer gives one.
+
+        Raises:
+            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
+            ValueError: If a shape or a value does not fit; the message says what to change.
+
+        Example::
+
+            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+            >>> cam = ClusteredLayerScore(model.eval(), model[1], weigh_by="gain")
+            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
+            torch.Size([3, 1, 2, 2])
+        """
+        return self.explain(
+            inputs,
+            target,
+            additional_forward_args=additional_forward_args,
+            attribute_to_layer_input=attribute_to_layer_input,
+            relu_attributions=relu_attributions,
+            attr_dim_summation=attr_dim_summation,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        ).attributions
+
+    def explain(
+        self,
+        inputs: Tensors,
+        target: Target = None,
+        *,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> MaskingAttribution:
+        """Computes the heat map and returns it with all that led to it.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
+            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model. Default: None
+            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
+            relu_attributions (bool, optional): Set negative values to zero. Default: True
+            attr_dim_summation (bool, optional): Sum over the maps. Default: True
+            perturbations_per_eval (int, optional): Masked images in one pass. Default: None
+            show_progress (bool, optional): Show a progress bar. Default: False
+
+        Returns:
+            *MaskingAttribution*: The heat map, the groups, their scores and weights.
+
+        Raises:
+            TypeError: As :meth:`attribute`.
+            ValueError: As :meth:`attribute`.
+
+        Example::
+
+            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+            >>> cam = ClusteredLayerScore(model.eval(), model[1], n_clusters=3)
+            >>> cam.explain(torch.rand(3, 1, 4, 4), target=1).masked_scores.shape
+            torch.Size([3, 3])
+        """
+        check_perturbations(perturbations_per_eval)
+        with self._first_pass(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        ) as first:
+            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in first.maps]
+            joints = [
+                joint_maps(precise(maps), grouped)
+                for maps, grouped in zip(first.maps, groups, strict=True)
+            ]
+            chosen = self._chosen(first, groups)
+            shown = [
+                joint if places is None else joint.gather(1, _like(places, joint))
+                for joint, places in zip(joints, chosen, strict=True)
+            ]
+            scores, flat, hidden = self._see(
+                first,
+                shown,
+                self.score,
+                perturbations_per_eval,
+                show_progress,
+                hidden=self.weigh_by == "gain",
+            )
+        valid = []
+        for i, (places, grouped) in enumerate(zip(chosen, groups, strict=True)):
+            exists = grouped.sizes > 0
+            if places is not None:  # back to the places of all groups
+                seen = torch.zeros_like(exists, dtype=scores[i].dtype)
+                scores[i] = seen.scatter(1, places, scores[i])
+                flat[i] = torch.ones_like(exists).scatter(1, places, flat[i])
+            valid.append(exists & ~flat[i])
+        weights = [
+            self._weights(seen, hidden, real, grouped, maps)
+            for seen, real, grouped, maps in zip(scores, valid, groups, first.maps, strict=True)
+        ]
+        heats = [
+            build(maps, by_map(weight, grouped.labels), relu_attributions, attr_dim_summation)
+            for maps, weight, grouped in zip(first.maps, weights, groups, strict=True)
+        ]
+        return result_of(heats, first.maps, groups, joints, scores, weights, valid, hidden)
+
+    def _chosen(self, first: FirstPass, groups: list[Groups]) -> list[Tensor | None]:
+        """The places `(N, B)` of the groups that are scored; None for all."""
+        limit = self.max_evaluations
+        if limit is None:
+            return [None] * len(groups)
+        if len(groups) > 1:
+            raise ValueError(
+                "`max_evaluations` must be None for a layer that gives several tensors; got "
+                f"{limit} for {len(groups)}. Choose a layer that gives one."
+            )
+        if limit >= groups[0].n_groups:
+            return [None]
+        activations = first.captured.activations
+        dims = [self._channel_dim(tensor) for tensor in activations]
+        ablation = Ablation.of(activations, groups, dims, None)
+        found = replay(first.model, first.io, first.targets, first.captured, ablation)
+        drops = found.scores.unsqueeze(1) - found.ablated_scores
+        drops = drops.expand(len(groups[0].sizes), -1).masked_fill(groups[0].sizes == 0, -math.inf)
+        return [drops.topk(limit, dim=1).indices]
+
+    def _weights(
+        self, scores: Tensor, hidden: Tensor | None, valid: Tensor, groups: Groups, maps: Tensor
+    ) -> Tensor:
+        if self.keep_fraction is not None:
+            ranked = torch.where(valid, scores, -torch.inf).argsort(dim=1, descending=True)
+            count = (self.keep_fraction * valid.sum(1, keepdim=True)).ceil()
+            valid = valid & (ranked.argsort(dim=1) < count)
+        weights = scores
+        if self.weigh_by == "softmax":
+            weights = torch.where(valid, scores / self.temperature, -torch.inf).softmax(1)
+        elif hidden is not None:
+            weights = (scores - hidden.unsqueeze(1)).relu()
+        weights = torch.where(valid, weights, 0)  # without any group the softmax is NaN
+        return SHARES[self.share](weights, groups.labels, maps).to(precise(maps).dtype)
+
+
+class LayerScoreCam(ClusteredLayerScore):
+    r"""Score-CAM: each feature map, or group of maps, is scored by what it lets the model see.
+
+    With :math:`F_G` the sum of the maps of a group :math:`G`, enlarged to the image and scaled to
+    [0, 1] as the mask :math:`H_G = s(\mathrm{Up}(F_G))`, and :math:`f` the score of the class,
+
+    .. math::
+
+        M = \mathrm{ReLU}\Big(\sum_G \frac{w_G}{|G|} F_G\Big),
+        \qquad w = \mathrm{softmax}_G \big( f(x \odot H_G) / T \big)
+
+    With every map alone, the default, this is Score-CAM (Wang et al., "Score-CAM: Score-Weighted
+    Visual Explanations for Convolutional Neural Networks", CVPR Workshops 2020). Two methods go by
+    that name:
+
+    - ``variant="softmax"``, the default: the softmax over the maps of the class's logit, as in the
+      paper. The score of an empty image, which the paper subtracts, cancels in the softmax.
+      pytorch-grad-cam and torchcam do the same.
+    - ``variant="probability"``: the class's probability itself, as in the code that the authors
+      released: the softmax over the classes, or the sigmoid where the model gives one logit.
+
+    No gradient is needed, but the whole model runs once for each group. With a clusterer there are
+    few: ``clusterer="kmeans", n_clusters=32`` runs it 32 times where 1280 maps would need 1280.
+    A dead map, or a group whose joint map is flat, is no mask: it has no part in the softmax.
+
+    Args:
+        forward_func (callable): The model, or a function that runs it, as in Captum.
+        layer (nn.Module): The layer. Its output, or its input, has the spatial axes of the image.
+        device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
+        clusterer (str, estimator, callable or Tensor, optional): What groups the maps, as for
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"every-map"``
+        n_clusters (int or str, optional): Number of groups for a clusterer given by name;
+            ``"auto"`` for a number of each example's own, with ``"agglomerative"``. Default: 64
+        variant (str, optional): ``"softmax"`` or ``"probability"``. Default: ``"softmax"``
+        temperature (float, optional): :math:`T`, above 0, for the variant ``"softmax"``: the
+            smaller, the more the best groups stand out. Default: 1.0
+        share (str, optional): How a group's weight is shared among its maps: ``"map"`` equally;
+            ``"mass"`` by activation, so that the heat of a group sums to its weight; ``"none"``
+            gives it whole to each. Default: ``"map"``
+        fill (float, Tensor or str, optional): What takes the place of what a mask hides, in the
+            space of the model's input: a number, a tensor, ``"blur"``, or what else
+            :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
+        masked_input (int, optional): Which of several inputs is the image. Default: 0
+        channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
+            channels-last layers. Default: 1
+        reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)`,
+            such as :func:`captum_clustered.heatmap.vit_reshape_transform`. Default: None
+
+    Example::
+
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ...     nn.Linear(8, 5),
+        ... ).eval()
+        >>> cam = LayerScoreCam(model, model[1], clusterer="kmeans", n_clusters=4)
+        >>> cam.attribute(torch.rand(2, 3, 16, 16), target=3).shape
+        torch.Size([2, 1, 14, 14])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        *,
+        clusterer: Any = "every-map",
+        n_clusters: int | Literal["auto"] = 64,
+        variant: Literal["softmax", "probability"] = "softmax",
+        temperature: float = 1.0,
+        share: Literal["map", "mass", "none"] = "map",
+        fill: Fill = 0.0,
+        masked_input: int = 0,
+        channel_dim: int = 1,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        check_choice("variant", variant, ("softmax", "probability"))
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            clusterer=clusterer,
+            n_clusters=n_clusters,
+            score="identity" if variant == "softmax" else _probability,
+            weigh_by="softmax" if variant == "softmax" else "score",
+            temperature=temperature,
+            share=share,
+            fill=fill,
+            masked_input=masked_input,
+            channel_dim=channel_dim,
+            reshape_transform=reshape_transform,
+        )
+        self.variant: str = variant
+
+
+def _probability(logits: Tensor) -> Tensor:
+    """The softmax over the classes, or the sigmoid of one logit."""
+    return logits.softmax(1) if logits.ndim > 1 and logits.shape[1] > 1 else logits.sigmoid()
+
+
+def _like(places: Tensor, maps: Tensor) -> Tensor:
+    """Places `(N, B)` for a gather from maps `(N, K, *spatial)`."""
+    spatial = maps.shape[2:]
+    return places.reshape(*places.shape, *[1] * len(spatial)).expand(*places.shape, *spatial)

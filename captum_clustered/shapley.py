@@ -1,0 +1,103 @@
+"""Shapley values of groups: what a group is worth on average, whatever else is switched off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_clustered._checks import check_int
+from captum_clustered.replay import Ablation, Replay
+from captum_clustered.weighting import as_weighting
+
+__all__ = ["Shapley"]
+
+
+@dataclass(frozen=True)
+class Shapley:
+    r"""A weighting by Shapley values, estimated from permutations of the groups.
+
+    The groups are switched off one after the other in a random order; what the score loses at each
+    step is counted for the group that went. The mean over orders estimates the Shapley value
+    :math:`\phi_G`, of which the values of all groups add up to what is lost without all of them.
+    Each second order is the one before it reversed (antithetic sampling: Mitchell et al., "Sampling
+    Permutations for Shapley Value Estimation", JMLR 23, 2022). On a head whose drops add up, a
+    single order is exact, and equals the plain drop.
+
+    For :class:`captum_clustered.ClusteredLayerAblation`, whose `ablated_scores` are then
+    :math:`S - \phi_G` and whose `standard_errors` say how well :math:`\phi_G` is known. It takes
+    `n_permutations` times as many evaluations as a plain drop.
+
+    Args:
+        n_permutations (int, optional): Number of orders, even and at least 2; with 2 there is no
+            standard error. Default: 8
+        weighting (str or callable, optional): How :math:`\phi_G` becomes a weight, as for
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"drop_per_map"``
+        seed (int, optional): Of the orders, which all examples share. Default: 0
+
+    Example::
+
+        >>> from torch import nn
+        >>> from captum_clustered import ClusteredLayerAblation
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> cam = ClusteredLayerAblation(model.eval(), model[1], n_clusters=3, weighting=Shapley(4))
+        >>> cam.explain(torch.rand(2, 1, 4, 4), target=1).standard_errors.shape
+        torch.Size([2, 3])
+    """
+
+    n_permutations: int = 8
+    weighting: Any = "drop_per_map"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_int("n_permutations", self.n_permutations, 2)
+        if self.n_permutations % 2:
+            raise ValueError(
+                f"`n_permutations` must be even, since each second order is the reverse of the one "
+                f"before it; got {self.n_permutations}."
+            )
+        as_weighting(self.weighting)
+
+    def __call__(
+        self, scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Tensor
+    ) -> Tensor:
+        """Weights `(N, K)`, from what :meth:`measure` found."""
+        return as_weighting(self.weighting)(scores, ablated_scores, labels, activations)
+
+    def measure(
+        self, ablation: Ablation, run: Callable[[Ablation], Replay]
+    ) -> tuple[Replay, Tensor]:
+        r"""Estimates the values.
+
+        Args:
+            ablation (Ablation): The groups.
+            run (callable): Computes the scores of an ablation.
+
+        Returns:
+            *tuple*: The replay with :math:`S - \phi_G` for each group, and the standard errors
+            `(N, K)`.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        worth = []
+        for _ in range(self.n_permutations // 2):
+            order = torch.randperm(ablation.n_groups, generator=generator)
+            for one in (order, order.flip(0)):
+                rank = one.argsort()
+                found = run(replace(ablation, labels=_ranked(ablation, rank), cumulative=True))
+                before = torch.cat([found.scores.unsqueeze(1), found.ablated_scores[:, :-1]], 1)
+                lost = before - found.ablated_scores
+                worth.append(lost.index_select(1, rank.to(lost.device)))
+        # an order and its reverse are not independent, pairs are
+        pairs = torch.stack(worth).unflatten(0, (-1, 2)).mean(1)
+        errors = pairs.std(0) / math.sqrt(len(pairs)) if len(pairs) > 1 else pairs[0] * math.nan
+        return replace(found, ablated_scores=found.scores.unsqueeze(1) - pairs.mean(0)), errors
+
+
+def _ranked(ablation: Ablation, rank: Tensor) -> list[Tensor]:
+    """Labels that say at which step a map is switched off; what is in no group never is."""
+    steps = torch.cat([rank, rank.new_tensor([ablation.n_groups])])
+    return [steps.to(labels.device)[labels] for labels in ablation.labels]
