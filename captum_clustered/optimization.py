@@ -92,10 +92,13 @@ class ClusteredLayerOptimization(ImageMasking):
             :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
         area_weight (float, optional): :math:`\lambda`, per unit of the mask's mean. Default: 0.0
         complement_weight (float, optional): :math:`\mu`. Default: 0.0
-        tolerance (float, optional): An example stops when a step changes its objective by less;
-            this reads a value in each step. Default: None (no early stop)
+        tolerance (float, optional): An example stops when its objective is closer than that to the
+            one before with the same fill; this reads a value in each step. Default: None (never)
         fill (float, Tensor or str, optional): What takes the place of what the mask hides, as for
             :func:`captum_clustered.fills.fill_image`. Default: 0.0
+        alternate_fill (float, Tensor or str, optional): What does so in every second step, for a
+            mask that must hold with both. A mask for one fill may do badly with another: with
+            ``"blur"`` here, insertion from a blurred image gains. Default: None (always `fill`)
         masked_input (int, optional): Which of several inputs is the image. Default: 0
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
             channels-last layers. Default: 1
@@ -129,6 +132,7 @@ class ClusteredLayerOptimization(ImageMasking):
         complement_weight: float = 0.0,
         tolerance: float | None = None,
         fill: Fill = 0.0,
+        alternate_fill: Fill | None = None,
         masked_input: int = 0,
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
@@ -158,6 +162,7 @@ class ClusteredLayerOptimization(ImageMasking):
         self.area_weight = area_weight
         self.complement_weight = complement_weight
         self.tolerance = tolerance
+        self.alternate_fill = alternate_fill
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -291,7 +296,9 @@ class ClusteredLayerOptimization(ImageMasking):
         """The weights `(N, K)`, the objectives `(N, T)` and the number of steps `(N,)`."""
         image = self._image(first, [parts])
         image = image.clone() if image.is_inference() else image  # autograd refuses such a tensor
-        background = fill_image(self.fill, image)
+        backgrounds = [fill_image(self.fill, image)]
+        if self.alternate_fill is not None:
+            backgrounds.append(fill_image(self.alternate_fill, image))
         valid = logits > -torch.inf
         n = len(parts)
 
@@ -299,7 +306,7 @@ class ClusteredLayerOptimization(ImageMasking):
             weights = torch.where(valid, free, -torch.inf).softmax(1)
             return torch.where(valid, weights, 0)  # without any group the softmax is NaN
 
-        def objective(free: Tensor) -> Tensor:
+        def objective(free: Tensor, background: Tensor) -> Tensor:
             weights = weigh(free)
             heat = (weights.reshape(*weights.shape, *[1] * (parts.ndim - 2)) * parts).sum(1, True)
             mask = normalize(enlarge(heat, image.shape[2:]))
@@ -313,15 +320,17 @@ class ClusteredLayerOptimization(ImageMasking):
             free = torch.where(valid, logits, 0).requires_grad_()
             adam = torch.optim.Adam([free], lr=self.lr)
             active = torch.ones(n, dtype=torch.bool, device=free.device)
-            before = torch.full((n,), torch.nan, device=free.device, dtype=torch.float64)
+            # of as many steps ago as there are backgrounds: only these compare
+            earlier = [torch.full((n,), torch.nan, device=free.device, dtype=torch.float64)]
+            earlier *= len(backgrounds)
             steps = torch.zeros(n, dtype=torch.int64, device=free.device)
             objectives = []
-            for _ in range(self.n_steps):
-                values = objective(free)
+            for step in range(self.n_steps):
+                values = objective(free, backgrounds[step % len(backgrounds)])
                 (free.grad,) = torch.autograd.grad(-values.sum(), free)
-                values = values.detach().to(before)
+                values = values.detach().to(earlier[0])
                 if self.tolerance is not None:  # NaN, before the first step, compares as not less
-                    active = active & ~((values - before).abs() < self.tolerance)
+                    active = active & ~((values - earlier[0]).abs() < self.tolerance)
                     if not bool(active.any()):
                         break
                 kept = free.detach().clone()
@@ -330,9 +339,9 @@ class ClusteredLayerOptimization(ImageMasking):
                     free.copy_(torch.where(active.unsqueeze(1), free, kept))
                 objectives.append(torch.where(active, values, torch.nan))
                 steps += active
-                before = values
+                earlier = [*earlier[1:], values]
                 tick(1)
-        course = torch.stack(objectives, 1) if objectives else before.new_zeros(n, 0)
+        course = torch.stack(objectives, 1) if objectives else earlier[0].new_zeros(n, 0)
         return weigh(free.detach()), course, steps
 
     def _score(self, first: FirstPass, images: Tensor) -> Tensor:

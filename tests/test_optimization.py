@@ -28,7 +28,7 @@ def _cam(model, **settings):
     return ClusteredLayerOptimization(model, model[0], **{"clusterer": LABELS, **settings})
 
 
-def _by_hand(model, image, cls, row, steps, lr, area, complement):
+def _by_hand(model, image, cls, row, steps, lr, area, complement, fills=(0.0,)):
     """Adam, written out, on one image."""
     maps = model[0](image[None]).detach()[0]
     parts = torch.stack([maps[row == k].sum(0) / maps[row == k].sum() for k in range(4)])
@@ -44,9 +44,10 @@ def _by_hand(model, image, cls, row, steps, lr, area, complement):
         heat = (u.softmax(0)[:, None, None] * parts).sum(0)
         large = F.interpolate(heat[None, None], image.shape[1:], mode="bilinear")[0]
         mask = (large - large.min()) / (large.max() - large.min())
-        value = log_odds(image * mask) - area * mask.mean()
+        fill = fills[(t - 1) % len(fills)]
+        value = log_odds(image * mask + fill * (1 - mask)) - area * mask.mean()
         if complement:
-            value = value - complement * F.softplus(log_odds(image * (1 - mask)))
+            value = value - complement * F.softplus(log_odds(image * (1 - mask) + fill * mask))
         (g,) = torch.autograd.grad(-value, u)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         u = u.detach() - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
@@ -54,13 +55,17 @@ def _by_hand(model, image, cls, row, steps, lr, area, complement):
     return u.softmax(0), objectives
 
 
+@pytest.mark.parametrize("fills", [(0.0,), (0.2, -0.5)])
 @pytest.mark.parametrize(("area", "complement"), [(0.0, 0.0), (2.0, 0.0), (0.0, 0.5)])
-def test_equals_the_loop_written_by_hand(x, area, complement):
+def test_equals_the_loop_written_by_hand(x, area, complement, fills):
     model = _model()
-    cam = _cam(model, n_steps=4, lr=0.3, area_weight=area, complement_weight=complement)
+    cam = _cam(
+        model, n_steps=4, lr=0.3, area_weight=area, complement_weight=complement, fill=fills[0],
+        alternate_fill=fills[1] if len(fills) > 1 else None,
+    )  # fmt: skip
     found = cam.explain(x, TARGET)
     for i, (image, cls, row) in enumerate(zip(x, TARGET, LABELS, strict=True)):
-        weights, objectives = _by_hand(model, image, cls, row, 4, 0.3, area, complement)
+        weights, objectives = _by_hand(model, image, cls, row, 4, 0.3, area, complement, fills)
         torch.testing.assert_close(found.group_weights[i], weights)
         assert found.objectives[i].tolist() == pytest.approx(objectives)
         maps = found.activations[i]
