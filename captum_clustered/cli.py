@@ -169,7 +169,8 @@ def evaluate(
         typer.Option(
             metavar="NAMES",
             help="Separated by commas: clustered-cam, ablation-cam, ablation-cam-norm, grad-cam, "
-            "egrad-cam, group-cam, clustered-group-cam, score-cam, clustered-score-cam.",
+            "egrad-cam, group-cam, clustered-group-cam, score-cam, clustered-score-cam, "
+            "random-score-cam, clustered-opti-cam, adaptive-ablation-cam.",
         ),
     ] = "clustered-cam,ablation-cam,grad-cam",
     layer: Annotated[
@@ -211,6 +212,14 @@ def evaluate(
     fill: Annotated[
         str, typer.Option(metavar="NAME", help="What hidden pixels become: black, mean or blur.")
     ] = "black",
+    mask_fill: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What methods that mask the image put in the hidden part: own (the method's "
+            "default), black, mean or blur.",
+        ),
+    ] = "own",
     score: Annotated[
         str, typer.Option(metavar="NAME", help="softmax, sigmoid or identity.")
     ] = "softmax",
@@ -256,6 +265,7 @@ def evaluate(
             controls=controls,
             target=target,
             fill=fill,
+            mask_fill=mask_fill,
             score=score,
             limit=limit,
             batch_size=batch_size,

@@ -178,6 +178,26 @@ def test_the_rows_are_what_the_classes_compute(folder):
             }
 
 
+@pytest.mark.parametrize(("mask_fill", "own"), [("own", True), ("black", False)])
+def test_what_masks_the_image_fills_as_it_is_told(folder, mask_fill, own):
+    options = ["--methods", "clustered-score-cam", "--no-controls", "--mask-fill", mask_fill]
+    result = evaluate(*options, "--clusters", "3", "--limit", "1", "--clusterer", "agglomerative")
+    assert result.exit_code == 0, result.output
+    import evaluated_nets
+
+    model, transform = evaluated_nets.net()
+    model.eval()
+    black = Black((0.5,) * 3, (0.25,) * 3)
+    x = transform(Image.open("images/0.png"))[None]
+    cam = captum_clustered.ClusteredLayerScore(
+        model, model.features, n_clusters=3, fill=0.0 if own else black
+    )
+    target = model(x).argmax(1)
+    expected = confidences(model, x, cam.attribute(x, target), target, fill=black)
+    row = read_rows(folder / "out")["0.png", "clustered-score-cam", 3, None]
+    assert row["masked_score"] == pytest.approx(expected.masked.item(), rel=1e-6)
+
+
 def test_tables_figures_and_settings_are_written(folder):
     result = evaluate(*FAST, "--metrics", "adc,pic,insertion,deletion", "--step", 240)
     assert result.exit_code == 0, result.output

@@ -163,13 +163,14 @@ def _prepare(settings: Settings, world: World) -> _Job:
             f"{items[labels.index(None)].name}. Name classes by index, or use predicted."
         )
     fill = _fill(settings.fill, loaded)
+    mask_fill = None if settings.mask_fill == "own" else _fill(settings.mask_fill, loaded)
     needs_object = any(measures.METRICS[name].needs_object for name in metrics)
     work = running.Work(
         tasks=[
             running.Task(item.name, item.case, label, partial(_load, item, loaded, needs_object))
             for item, label in zip(items, labels, strict=True)
         ],
-        explainers={v: _explainer(v, loaded.model, layer, settings) for v in wanted},
+        explainers={v: _explainer(v, loaded.model, layer, settings, mask_fill) for v in wanted},
         begin=partial(
             _begin, loaded.model, device, fill=fill, score=settings.score, step=settings.step
         ),
@@ -191,6 +192,7 @@ def _prepare(settings: Settings, world: World) -> _Job:
         "target": settings.target,
         "score": settings.score,
         "fill": describe(fill),
+        "mask_fill": "own" if mask_fill is None else describe(mask_fill),
         "metrics": list(metrics),
         "step": settings.step if {"insertion", "deletion"} & set(metrics) else None,
         "clusterer": _settings_of(settings.clusterer, settings.seed),
@@ -226,7 +228,11 @@ def _kinds() -> dict[str, Kind]:
 
 
 def _explainer(
-    variant: Variant, model: nn.Module, layer: TargetLayer, settings: Settings
+    variant: Variant,
+    model: nn.Module,
+    layer: TargetLayer,
+    settings: Settings,
+    mask_fill: Fill | None,
 ) -> Callable[..., Tensor]:
     known = methods.METHODS[variant.method].settings
     chosen: dict[str, Any] = {
@@ -241,6 +247,8 @@ def _explainer(
         chosen["weighting"] = variant.weighting
     if "seed" in known:
         chosen["seed"] = settings.seed
+    if "fill" in known and mask_fill is not None:
+        chosen["fill"] = mask_fill
     method: Any = methods.make(variant.method, model, layer.layer, **chosen)
     if layer.at_input:
         return partial(method.attribute, attribute_to_layer_input=True)

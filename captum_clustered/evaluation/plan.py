@@ -48,6 +48,8 @@ class Settings:
         controls (bool): Whether the controls of the registry are added.
         target (str): One of :data:`TARGETS`.
         fill (str): One of :data:`FILLS`.
+        mask_fill (str): What methods that mask the image themselves put where their masks hide it:
+            ``"own"``, each method's default, or one of :data:`FILLS`.
         score (str): One of :data:`SCORES`.
         limit (int or None): Number of images, spread evenly over the data.
         batch_size (int): Images that are explained together.
@@ -70,6 +72,7 @@ class Settings:
     controls: bool = True
     target: str = "predicted"
     fill: str = "black"
+    mask_fill: str = "own"
     score: str = "softmax"
     limit: int | None = None
     batch_size: int = 1
@@ -82,6 +85,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_choice("target", self.target, TARGETS)
         check_choice("fill", self.fill, FILLS)
+        check_choice("mask_fill", self.mask_fill, ("own", *FILLS))
         check_choice("score", self.score, SCORES)
         check_int("batch_size", self.batch_size, 1)
         check_int("step", self.step, 1)
