@@ -152,13 +152,15 @@ def _faults(folder):
 def _depth(folder):
     """Number of modules in the longest chain of imports; fails on a cycle, which has no end."""
     modules = _modules(folder)
+    below = {name: {part for part, _ in _imports(path, modules)} for name, path in modules.items()}
+    known = {}
 
     def depth(module, above):
         assert module not in above, f"cycle: {' -> '.join([*above, module])}"
-        below = {imported for imported, _ in _imports(modules[module], modules)}
-        return (module not in DOORS) + max(
-            (depth(name, (*above, module)) for name in below), default=0
-        )
+        if module not in known:  # chains meet again and again
+            deeper = (depth(name, (*above, module)) for name in below[module])
+            known[module] = (module not in DOORS) + max(deeper, default=0)
+        return known[module]
 
     return max(depth(module, ()) for module in modules)
 
