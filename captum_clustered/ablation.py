@@ -311,7 +311,15 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         ablation = ablate(groups)
         if isinstance(self.weighting, Shapley):
             with show(self.weighting.n_permutations * ablation.n_groups) as tick:
-                replayed, errors = self.weighting.measure(ablation, lambda one: run(one, tick))
+
+                def in_order(rank: Tensor) -> tuple[Tensor, Tensor]:
+                    nonlocal replayed
+                    replayed = run(ablation.in_order(rank), tick)
+                    return replayed.scores, replayed.ablated_scores
+
+                values, errors = self.weighting.measure(ablation.n_groups, in_order)
+            without = replayed.scores.unsqueeze(1) - values
+            replayed = replace(replayed, ablated_scores=without)
         elif not isinstance(self.clusterer, Adaptive):
             with show(ablation.n_groups) as tick:
                 replayed = run(ablation, tick)

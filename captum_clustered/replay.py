@@ -79,6 +79,16 @@ class Ablation:
             )
         ]
 
+    def in_order(self, rank: Tensor) -> Ablation:
+        """The groups one after the other, each with all before it.
+
+        Args:
+            rank (Tensor): int64 `(n_groups,)`, the place of each group.
+        """
+        steps = torch.cat([rank, rank.new_tensor([self.n_groups])])  # what is in no group stays
+        labels = [steps.to(part.device)[part] for part in self.labels]
+        return replace(self, labels=labels, cumulative=True)
+
     def float(self) -> Ablation:
         """The same in float32."""
         return replace(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_clustered._checks import check_int
-from captum_clustered.replay import Ablation, Replay
 from captum_clustered.weighting import as_weighting
 
 __all__ = ["Shapley"]
@@ -69,35 +68,37 @@ class Shapley:
         return as_weighting(self.weighting)(scores, ablated_scores, labels, activations)
 
     def measure(
-        self, ablation: Ablation, run: Callable[[Ablation], Replay]
-    ) -> tuple[Replay, Tensor]:
-        r"""Estimates the values.
+        self, n_groups: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Estimates the values.
 
         Args:
-            ablation (Ablation): The groups.
-            run (callable): Computes the scores of an ablation.
+            n_groups (int): `K`.
+            run (callable): From the rank of each group, `(K,)`, to the scores `(N,)` and to the
+                scores without the group of each rank and all before it, `(N, K)`.
 
         Returns:
-            *tuple*: The replay with :math:`S - \phi_G` for each group, and the standard errors
-            `(N, K)`.
+            *tuple*: The values and their standard errors, `(N, K)` each.
+
+        Example::
+
+            >>> worth = torch.tensor([4.0, 2.0, 1.0])  # of groups whose drops add up
+            >>> def run(rank):
+            ...     left = worth.sum() - worth[rank.argsort()].cumsum(0)
+            ...     return worth.sum().view(1), left.view(1, -1)
+            >>> Shapley(2).measure(3, run)[0]
+            tensor([[4., 2., 1.]])
         """
         generator = torch.Generator().manual_seed(self.seed)
         worth = []
         for _ in range(self.n_permutations // 2):
-            order = torch.randperm(ablation.n_groups, generator=generator)
+            order = torch.randperm(n_groups, generator=generator)
             for one in (order, order.flip(0)):
                 rank = one.argsort()
-                found = run(replace(ablation, labels=_ranked(ablation, rank), cumulative=True))
-                before = torch.cat([found.scores.unsqueeze(1), found.ablated_scores[:, :-1]], 1)
-                lost = before - found.ablated_scores
+                scores, ablated = run(rank)
+                lost = torch.cat([scores.unsqueeze(1), ablated[:, :-1]], 1) - ablated
                 worth.append(lost.index_select(1, rank.to(lost.device)))
         # an order and its reverse are not independent, pairs are
         pairs = torch.stack(worth).unflatten(0, (-1, 2)).mean(1)
         errors = pairs.std(0) / math.sqrt(len(pairs)) if len(pairs) > 1 else pairs[0] * math.nan
-        return replace(found, ablated_scores=found.scores.unsqueeze(1) - pairs.mean(0)), errors
-
-
-def _ranked(ablation: Ablation, rank: Tensor) -> list[Tensor]:
-    """Labels that say at which step a map is switched off; what is in no group never is."""
-    steps = torch.cat([rank, rank.new_tensor([ablation.n_groups])])
-    return [steps.to(labels.device)[labels] for labels in ablation.labels]
+        return pairs.mean(0), errors
