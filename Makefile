@@ -3,14 +3,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= auto
-EXTRAS := test,demo,dev
+EXTRAS := test,demo,dev,docs
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 WHEEL_ENV := build/wheel-env
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types build check-wheel clean distclean
+.PHONY: help setup demo test lint format types docs build check-wheel clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ format: setup  ## Put the code into format
 types: setup  ## Check the types
 	$(BIN)/mypy
 
+docs: setup  ## Build the documents in build/docs; runs the tutorials, and a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
+
 build: setup  ## Build the wheel and the source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
@@ -72,7 +75,7 @@ check-wheel: build  ## Install the wheel in an empty environment and try it ther
 	cd $(WHEEL_ENV) && bin/captum-clustered --version
 
 clean:  ## Remove what the other targets leave, but not the environment
-	rm -rf build dist demo-output .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist demo-output docs/api .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find captum_clustered tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove the environment too
