@@ -447,8 +447,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "clustered-opti-cam",
-                "Weights of groups, optimised for the masked and blurred image in twelve steps",
-                partial(ClusteredLayerOptimization, n_steps=12, alternate_fill="blur"),
+                "Weights of groups, optimised for the masked image's log-odds in ten steps",
+                ClusteredLayerOptimization,
                 needs_gradient=True,
             ),
             Method(
