@@ -744,3 +744,13 @@ def test_the_curves_are_means(tmp_path):
     figure.savefig(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 1000
+
+
+def test_no_two_of_many_methods_look_alike(tmp_path):
+    variants = [Variant(f"method-{i}") for i in range(12)]
+    rows = {
+        records.key_of("a.png", v): {"status": "ok", "insertion": 50.0, "insertion_curve": [0, 1]}
+        for v in variants
+    }
+    lines = figures.curves("insertion", rows, ["a.png"], variants).axes[0].lines
+    assert len({(str(line.get_color()), line.get_linestyle()) for line in lines}) == 12

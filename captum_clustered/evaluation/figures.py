@@ -141,6 +141,9 @@ def _look(variant: Variant, variants: Sequence[Variant], colour: str) -> tuple[A
         depth = 0.4 + 0.6 * numbers.index(variant.clusters) / (len(numbers) - 1)
     shade = tuple(1 - depth * (1 - part) for part in to_rgb(colour))
     index = weightings.index(variant.weighting) if variant.weighting in weightings else 0
+    methods = list(dict.fromkeys(v.method for v in variants if not v.control))
+    if variant.method in methods:  # where the colours are used a second time
+        index += methods.index(variant.method) // len(_COLOURS)
     if variant.control:
         controls = list(dict.fromkeys(v.method for v in variants if v.control))
         index = controls.index(variant.method)

@@ -31,7 +31,10 @@ _ABLATION, _RANDOM = "ablation-cam", "random-groups"
 _TITLES = {
     "clustered-cam": "Clustered-CAM",
     "clustered-group-cam": "Clustered Group-CAM",
+    "clustered-opti-cam": "Clustered Opti-CAM",
     "clustered-score-cam": "Clustered Score-CAM",
+    "random-score-cam": "Random-group Score-CAM",
+    "adaptive-ablation-cam": "Adaptive Ablation-CAM",
     "ablation-cam": "Ablation-CAM",
     "ablation-cam-norm": "Ablation-CAM, norm",
     "egrad-cam": "EGrad-CAM",
