@@ -1,0 +1,197 @@
+"""The networks with random weights, on which time does not depend; their layers and inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from captum_clustered.layers import TargetLayer, find_layer
+
+__all__ = ["NETWORKS", "Case", "Network", "build", "settle", "spread_last_layer"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is measured.
+
+    Attributes:
+        name (str): What the tables call it.
+        make (callable): Makes it with random weights.
+        shape (tuple[int, ...]): An input's shape without the batch.
+        layers (tuple[str, ...]): Layers to explain, the last one first.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A network with inputs, a layer and a class.
+
+    Attributes:
+        model (nn.Module): In evaluation mode.
+        inputs (Tensor): `(N, ...)`.
+        target (int): The class whose score is explained: the highest on average, so that it is not
+            negative where a method would turn its map round.
+        found (TargetLayer): The layer and how its output is read.
+        maps (int): Number of the layer's maps.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    target: int
+    found: TargetLayer
+    maps: int
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer."""
+        return self.found.layer
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether the maps lie on axis 1."""
+        return self.found.channel_dim == 1
+
+
+class Tiny(nn.Module):
+    """A network that is done at once, for trying the benchmarks out."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(6, channels, 3, padding=1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.fc = nn.Linear(4 * channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        return self.fc(self.pool(self.body(self.stem(x))).flatten(1).tanh())
+
+
+def _vision(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from torchvision.models import get_model
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some say that their initialisation is slow
+            return get_model(name, weights=None)
+
+    return make
+
+
+def _lite0() -> nn.Module:
+    from captum_clustered.models import load
+
+    return load("efficientnet-lite0", weights="none").model
+
+
+_IMAGE = (3, 224, 224)
+
+NETWORKS: Mapping[str, Network] = MappingProxyType(
+    {
+        network.name: network
+        for network in (
+            Network("resnet18", _vision("resnet18"), _IMAGE, ("layer4", "layer3")),
+            Network("resnet50", _vision("resnet50"), _IMAGE, ("layer4", "layer3")),
+            Network("vgg16", _vision("vgg16"), _IMAGE, ("features", "features.22")),
+            # what follows `features` is a ReLU that works in place
+            Network(
+                "densenet121",
+                _vision("densenet121"),
+                _IMAGE,
+                ("features.denseblock4", "features.denseblock3"),
+            ),
+            Network(
+                "mobilenet_v3_large",
+                _vision("mobilenet_v3_large"),
+                _IMAGE,
+                ("features", "features.12"),
+            ),
+            Network("efficientnet-lite0", _lite0, _IMAGE, ("_bn1", "_blocks.10")),
+            Network(
+                "vit_b_16",
+                _vision("vit_b_16"),
+                _IMAGE,
+                ("encoder.layers.encoder_layer_11.ln_1", "encoder.layers.encoder_layer_8.ln_1"),
+            ),
+            Network("r3d_18", _vision("r3d_18"), (3, 8, 112, 112), ("layer4", "layer3")),
+            Network("tiny", Tiny, (3, 16, 16), ("body", "stem")),
+        )
+    }
+)
+"""The networks by name. ``tiny`` is for trying the benchmarks out and is in no table."""
+
+
+def build(network: str, layer: str, batch: int, seed: int = 0) -> Case:
+    """Makes a case; the same one for the same arguments.
+
+    Args:
+        network (str): A key of :data:`NETWORKS`.
+        layer (str): Name of a layer.
+        batch (int): Number of inputs.
+        seed (int, optional): Of the weights and the inputs. Default: 0
+
+    Returns:
+        *Case*: The case.
+
+    Raises:
+        ValueError: If there is no such network or layer.
+
+    Example::
+
+        >>> case = build("tiny", "body", 2)
+        >>> case.inputs.shape, case.maps
+        (torch.Size([2, 3, 16, 16]), 8)
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"`networks` must be among {', '.join(NETWORKS)}; got {network}.")
+    chosen = NETWORKS[network]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = chosen.make().eval()
+        spread_last_layer(model)
+        settle(model, torch.rand(2, *chosen.shape))
+        inputs = torch.rand(batch, *chosen.shape)
+    found = find_layer(model, layer, inputs[:1])
+    shapes: list[torch.Size] = []
+    hook = found.layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    try:
+        with torch.no_grad():
+            target = int(model(inputs).mean(0).argmax())
+    finally:
+        hook.remove()
+    return Case(model, inputs, target, found, shapes[0][found.channel_dim])
+
+
+def spread_last_layer(model: nn.Module) -> None:
+    """Draws weights that start at zero, as in a transformer's head: all scores would be zero."""
+    for parameter in model.parameters():
+        if not parameter.any() and parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, inputs: Tensor) -> None:
+    """Sets the statistics of batch norm to those of some inputs: untrained, the maps may vanish."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    try:
+        model(inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

@@ -1,0 +1,209 @@
+"""Time of each method on each case, in paired rounds, with the ratio to Captum's `LayerGradCam`."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.cases import NETWORKS, build
+from benchmarks.floor import Flops, flops
+from benchmarks.methods import BASE, FORWARD, TOLERANCE, Method, methods_of
+from benchmarks.results import Row
+from benchmarks.timing import Counts, counted, extrapolate, quartiles, rounds
+
+__all__ = ["FULL", "QUICK", "cases", "measure"]
+
+QUICK = {
+    "resnet50/layer4/1": True,
+    "resnet50/layer4/8": False,
+    "resnet50/layer3/1": False,
+    "mobilenet_v3_large/features/8": False,
+    "vgg16/features/1": False,
+}
+"""The cases of a quick run, and whether slow methods are among theirs."""
+
+FULL = {
+    f"{network.name}/{layer}/{batch}": True
+    for network in NETWORKS.values()
+    if network.name != "tiny"
+    for layer in network.layers
+    for batch in (1, 8)
+}
+"""The cases of a full run."""
+
+
+def cases(networks: Sequence[str] | None, full: bool) -> dict[str, bool]:
+    """The cases to be measured, and whether slow methods are among theirs.
+
+    Args:
+        networks (sequence of str, optional): Only these; all their layers, batch 1 and 2, if a
+            quick run has none of theirs.
+        full (bool): Whether the long run is wanted.
+
+    Returns:
+        *dict*: Keys ``network/layer/batch``.
+
+    Example::
+
+        >>> list(cases(["tiny"], full=False))
+        ['tiny/body/1', 'tiny/body/2', 'tiny/stem/1', 'tiny/stem/2']
+    """
+    known = FULL if full else QUICK
+    if not networks:
+        return dict(known)
+    found = {}
+    for name in networks:
+        if name not in NETWORKS:
+            raise ValueError(f"`networks` must be among {', '.join(NETWORKS)}; got {name}.")
+        own = {key: slow for key, slow in known.items() if key.split("/")[0] == name}
+        layers = NETWORKS[name].layers
+        found.update(own or {f"{name}/{layer}/{n}": True for layer in layers for n in (1, 2)})
+    return found
+
+
+def measure(
+    key: str,
+    slow: bool,
+    clusters: tuple[int, ...] = (16, 64, 256),
+    part: int = 32,
+    repeats: int = 7,
+    budget: float = 25.0,
+) -> list[Row]:
+    """Checks and times all methods on a case.
+
+    Args:
+        key (str): From :func:`cases`.
+        slow (bool): Whether slow methods are among them.
+        clusters (tuple[int, ...], optional): Numbers of groups. Default: (16, 64, 256)
+        part (int, optional): The most perturbations of a slow method. Default: 32
+        repeats (int, optional): The most rounds. Default: 7
+        budget (float, optional): Seconds after which no further round begins. Default: 25.0
+
+    Returns:
+        *list*: A row for each method, those that failed among them.
+    """
+    network, layer, batch = key.split("/")
+    case = build(network, layer, int(batch))
+    operations = flops(case)
+    tried: list[_Tried] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other libraries warn of what they do not need
+        for method in methods_of(case, clusters, part, slow):
+            tried.append(_try(method, case))
+        runs = {one.method.name: one.method.run for one in tried if one.reason is None}
+        seconds = rounds(runs, repeats, budget)
+    whole = {one.method.name: _whole(one, seconds) for one in tried if one.reason is None}
+    equal = [one.method.name for one in tried if one.reason is None and one.equal is not False]
+    base = next(name for name in (BASE, "torchcam GradCAM", FORWARD) if name in equal)
+    return [
+        {
+            "network": network,
+            "layer": layer,
+            "batch": int(batch),
+            "maps": case.maps,
+            **_row(one, whole, base, operations, int(batch)),
+        }
+        for one in tried
+    ]
+
+
+class _Tried:
+    """A method after its first run, which warms it up, counts images and checks the result."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.counts = Counts()
+        self.error: float | None = None
+        self.reason: str | None = None
+
+    @property
+    def equal(self) -> bool | None:
+        return None if self.error is None else self.error <= TOLERANCE
+
+
+def _try(method: Method, case: Any) -> _Tried:
+    tried = _Tried(method)
+    try:
+        with counted(case.model, case.inputs) as tried.counts:
+            result = method.run()
+        if method.error is not None:
+            tried.error = method.error(result)
+    except Exception as error:  # a method that fails is a result, too
+        text = " ".join(str(error).split())
+        tried.reason = f"{type(error).__name__}: {text}"[:300]
+    return tried
+
+
+def _whole(one: _Tried, seconds: dict[str, list[float]]) -> list[float]:
+    """Seconds per round of the whole method."""
+    times = seconds[one.method.name]
+    part = one.method.part
+    if part is None:
+        return times
+    return [
+        extrapolate(time, forward, part.done, part.of, part.fixed)
+        for time, forward in zip(times, seconds[FORWARD], strict=True)
+    ]
+
+
+def _row(
+    one: _Tried, whole: dict[str, list[float]], base: str, operations: Flops, batch: int
+) -> Row:
+    method = one.method
+    row: Row = {
+        "method": method.name,
+        "library": method.library,
+        "clusters": method.clusters,
+        "clusterer": method.clusterer,
+        "settings": method.settings,
+        "part": None if method.part is None else asdict(method.part),
+        "status": "failed" if one.reason else "unequal" if one.equal is False else "ok",
+        "reason": one.reason,
+        "same_as": method.same_as,
+        "error": one.error if one.error is None or math.isfinite(one.error) else None,
+        "seconds": None,
+        "rounds": [],
+        "ratio": None,
+        "images": None,
+        "floor": None,
+    }
+    if one.reason:
+        return row
+    times = whole[method.name]
+    forward = quartiles(whole[FORWARD]).median
+    floor = operations.floor(0 if method.part is None and not method.clusters else method.clusters)
+    least = forward * floor / operations.forward
+    row.update(
+        seconds=asdict(quartiles(times)),
+        rounds=times,
+        ratio={
+            "to": base,
+            **asdict(quartiles([a / b for a, b in zip(times, whole[base], strict=True)])),
+        },
+        images={
+            "first": _images(one.counts.first, one, batch),
+            "last": _images(one.counts.last, one, batch),
+        },
+        floor={
+            "forward_flops": operations.forward,
+            "behind_flops": operations.behind,
+            "flops": floor,
+            "seconds": least,
+            "ratio": quartiles(times).median / least,
+        },
+    )
+    return row
+
+
+def _images(count: int, one: _Tried, batch: int) -> int:
+    """Images of the whole method: what is fixed, and the rest in proportion."""
+    part = one.method.part
+    if part is None:
+        return count
+    once = min(count, round(part.fixed * batch))
+    if count <= 2 * batch:  # none for a perturbation
+        return count
+    return once + round((count - once) * part.of / part.done)

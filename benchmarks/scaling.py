@@ -1,0 +1,308 @@
+"""Time over the number of groups, of maps, of images, the depth of the layer, and of processes.
+
+Along an axis all values take turns within a round, as the methods do in :mod:`benchmarks.runtime`,
+and a line is fitted: a power of the value, and a fixed part with a part for each unit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import NETWORKS, Case, Tiny, build, settle
+from benchmarks.floor import Flops, flops
+from benchmarks.results import Row
+from benchmarks.timing import quartiles, rounds
+from captum_clustered import ClusteredLayerAblation
+from captum_clustered.layers import find_layer
+
+__all__ = ["Plan", "cases", "fits", "measure"]
+
+_METHOD = "ClusteredLayerAblation kmeans"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The values along each axis.
+
+    Attributes:
+        network (str): The network of all axes but `channels`, which has small networks of its own.
+        layers (tuple[str, ...]): Its layers by depth, the last one first.
+        clusters (tuple[int, ...]): Numbers of groups at the last layer and at the next one.
+        channels (tuple[int, ...]): Numbers of maps.
+        batch (tuple[int, ...]): Numbers of images.
+        processes (tuple[int, ...]): Numbers of processes of one thread each.
+        images (int): Images that the processes share.
+        rounds (int): The most rounds.
+        budget (float): Seconds after which no further round of an axis begins.
+    """
+
+    network: str = "resnet50"
+    layers: tuple[str, ...] = ("layer4", "layer3", "layer2")
+    clusters: tuple[int, ...] = (1, 4, 16, 64, 256)
+    channels: tuple[int, ...] = (64, 256, 1024, 2048)
+    batch: tuple[int, ...] = (1, 2, 4, 8)
+    processes: tuple[int, ...] = (1, 2)
+    images: int = 16
+    rounds: int = 7
+    budget: float = 25.0
+
+    def full(self) -> Plan:
+        """The long run."""
+        cores = os.cpu_count() or 1
+        return replace(
+            self,
+            layers=("layer4", "layer3", "layer2", "layer1"),
+            clusters=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            channels=(64, 128, 256, 512, 1024, 2048, 4096),
+            batch=(1, 2, 4, 8, 16, 32),
+            processes=tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= cores),
+            images=64,
+            rounds=15,
+            budget=240.0,
+        )
+
+    def tiny(self) -> Plan:
+        """A run that is done at once, on the network for trying out."""
+        return replace(
+            self,
+            network="tiny",
+            layers=NETWORKS["tiny"].layers,
+            clusters=(1, 2, 4),
+            channels=(8, 16, 32),
+            batch=(1, 2),
+            processes=(1, 2),
+            images=4,
+        )
+
+
+def cases(plan: Plan) -> list[str]:
+    """The axes that are measured, each in one go.
+
+    Example::
+
+        >>> cases(Plan())
+        ['clusters/layer4', 'clusters/layer3', 'channels', 'batch', 'depth', 'processes']
+    """
+    names = [f"clusters/{layer}" for layer in plan.layers[:2]]
+    return [*names, "channels", "batch", "depth", "processes"]
+
+
+def measure(key: str, plan: Plan) -> list[Row]:
+    """Times one axis.
+
+    Args:
+        key (str): From :func:`cases`.
+        plan (Plan): The values.
+
+    Returns:
+        *list*: A row for each value.
+    """
+    axis, _, layer = key.partition("/")
+    if axis == "processes":
+        return [_with_processes(plan, number) for number in plan.processes]
+    points = list(_points(axis, layer, plan))
+    runs: dict[str, Callable[[], object]] = {}
+    for point in points:
+        runs[f"{point.label} forward"] = point.forward
+        runs[point.label] = point.explain
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for run in runs.values():
+            run()  # warms up
+        seconds = rounds(runs, plan.rounds, plan.budget)
+    return [
+        _row(axis, point, seconds[point.label], seconds[f"{point.label} forward"], plan)
+        for point in points
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A value on an axis."""
+
+    value: float
+    label: str
+    layer: str
+    groups: int
+    case: Case
+
+    @property
+    def operations(self) -> Flops:
+        return flops(self.case)
+
+    @torch.no_grad()
+    def forward(self) -> object:
+        return self.case.model(self.case.inputs)
+
+    def explain(self) -> object:
+        found = self.case.found
+        cam = ClusteredLayerAblation(
+            self.case.model,
+            found.layer,
+            n_clusters=self.groups,
+            channel_dim=found.channel_dim,
+            reshape_transform=found.reshape_transform,
+        )
+        return cam.attribute(self.case.inputs, target=self.case.target)
+
+
+def _points(axis: str, layer: str, plan: Plan) -> Sequence[_Point]:
+    last = plan.layers[0]
+    middle = min(16, max(plan.clusters))
+    if axis == "clusters":
+        case = build(plan.network, layer, 1)
+        numbers = sorted({min(number, case.maps) for number in plan.clusters})
+        return [_Point(number, f"K={number}", layer, number, case) for number in numbers]
+    if axis == "channels":
+        return [
+            _Point(number, f"C={number}", "body", middle, _wide(number)) for number in plan.channels
+        ]
+    if axis == "batch":
+        whole = build(plan.network, last, max(plan.batch))
+        return [
+            _Point(
+                number, f"N={number}", last, middle, replace(whole, inputs=whole.inputs[:number])
+            )
+            for number in plan.batch
+        ]
+    model = build(plan.network, last, 1)
+    found = []
+    for layer in plan.layers:
+        target = find_layer(model.model, layer, model.inputs)
+        case = replace(model, found=target)
+        operations = flops(case)
+        share = operations.behind / operations.forward
+        found.append(_Point(share, f"{layer} ({share:.0%} behind)", layer, middle, case))
+    return found
+
+
+def _wide(channels: int) -> Case:
+    """A small network whose last layer has that many maps of 8 by 8."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Tiny(channels).eval()
+        inputs = torch.rand(1, 3, 16, 16)
+    settle(model, inputs)
+    return Case(model, inputs, 0, find_layer(model, "body", inputs), channels)
+
+
+def _row(axis: str, point: _Point, times: list[float], forwards: list[float], plan: Plan) -> Row:
+    operations = point.operations
+    floor = operations.floor(point.groups)
+    least = quartiles(forwards).median * floor / operations.forward
+    middle = quartiles(times)
+    return {
+        "axis": axis,
+        "network": f"one with {point.label}" if axis == "channels" else plan.network,
+        "layer": point.layer,
+        "value": point.value,
+        "label": point.label,
+        "method": f"{_METHOD} K={point.groups}" if axis != "clusters" else _METHOD,
+        "seconds": asdict(middle),
+        "rounds": times,
+        "floor": {
+            "forward_flops": operations.forward,
+            "behind_flops": operations.behind,
+            "flops": floor,
+            "seconds": least,
+            "ratio": middle.median / least,
+        },
+        "images_per_second": len(point.case.inputs) / middle.median,
+    }
+
+
+def _with_processes(plan: Plan, number: int) -> Row:
+    """Several processes of one thread each, each with its share of the images."""
+    clusters = min(16, max(plan.clusters))
+    repeats = max(3, plan.rounds // 2) if plan.rounds > 2 else plan.rounds
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(number), "-m", "benchmarks.processes"),
+        *("--network", plan.network, "--layer", plan.layers[0], "--clusters", str(clusters)),
+        *("--images", str(plan.images), "--rounds", str(repeats)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+    )
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"torchrun with {number} processes failed: {last}")
+    times: list[float] = json.loads(run.stdout.strip().splitlines()[-1])
+    middle = quartiles(times)
+    return {
+        "axis": "processes",
+        "network": plan.network,
+        "layer": plan.layers[0],
+        "value": number,
+        "label": f"{number} x 1 thread",
+        "method": f"{_METHOD} K={clusters}",
+        "seconds": asdict(middle),
+        "rounds": times,
+        "floor": None,
+        "images_per_second": plan.images / middle.median,
+    }
+
+
+def fits(rows: Sequence[Row]) -> dict[str, Any]:
+    """For each axis the exponent of the value, and the fixed part and the part per unit.
+
+    Example::
+
+        >>> rows = [
+        ...     {"case": "a", "axis": "batch", "network": "n", "method": "m", "value": v,
+        ...      "seconds": {"median": 2.0 * v}}
+        ...     for v in (1, 2, 4)
+        ... ]
+        >>> fit = fits(rows)["fits"][0]
+        >>> round(fit["exponent"], 3), round(fit["seconds_per_unit"], 3)
+        (1.0, 2.0)
+    """
+    found = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        own = [row for row in rows if row["case"] == case]
+        values = [float(row["value"]) for row in own]
+        seconds = [float(row["seconds"]["median"]) for row in own]
+        if len(set(values)) < 2:
+            continue
+        slope, intercept, r2 = _line(values, seconds)
+        exponent, _, _ = _line([math.log(v) for v in values], [math.log(s) for s in seconds])
+        found.append(
+            {
+                "axis": case,
+                "network": own[0]["network"] if own[0]["axis"] != "channels" else "one of our own",
+                "method": own[0]["method"],
+                "exponent": exponent,
+                "fixed_seconds": intercept,
+                "seconds_per_unit": slope,
+                "r2": r2,
+                "points": len(own),
+            }
+        )
+    return {"fits": found}
+
+
+def _line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float | None]:
+    """Slope, intercept and share of the variance of the line of least squares."""
+    mx, my = sum(xs) / len(xs), sum(ys) / len(ys)
+    sxx = sum((x - mx) ** 2 for x in xs)
+    sxy = sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True))
+    syy = sum((y - my) ** 2 for y in ys)
+    slope = sxy / sxx
+    return slope, my - slope * mx, sxy**2 / (sxx * syy) if syy else None
