@@ -3,6 +3,10 @@
 Recorded are the layer's activations, the target score and the *frozen prefix*: the outputs of the
 outermost module calls that had finished before the layer's own call began. The replay hands these
 out again instead of computing them, see :mod:`captum_clustered.replay`.
+
+Recorded is also a *site* further on, where there is one: modules such as pooling and activations
+treat each map alone, so that to switch a map off before them or behind them is the same, and behind
+a pooling layer a copy is a fraction of the size.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +24,26 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from captum_clustered.forward import Model, ModuleStates
 from captum_clustered.targets import check_target, select
 
-__all__ = ["Call", "Capture", "LayerIO", "capture"]
+__all__ = ["MAPWISE", "Call", "Capture", "LayerIO", "Site", "capture"]
+
+MAPWISE: dict[type[nn.Module], int | None] = {
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.BatchNorm1d, nn.Dropout1d), 3),
+    **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.BatchNorm2d, nn.Dropout2d), 4),
+    **dict.fromkeys((nn.AdaptiveAvgPool3d, nn.AvgPool3d, nn.BatchNorm3d, nn.Dropout3d), 5),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.MaxPool1d), 3),
+    **dict.fromkeys((nn.AdaptiveMaxPool2d, nn.MaxPool2d), 4),
+    **dict.fromkeys((nn.AdaptiveMaxPool3d, nn.MaxPool3d), 5),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish)),
+    **dict.fromkeys((nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh)),
+    **dict.fromkeys((nn.Identity, nn.Dropout)),
+}
+"""Modules that, in evaluation mode, make each map of that map alone, where maps are on axis 1; with
+the number of axes for which that holds, None for any."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,25 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Site:
+    """A place behind the layer where to switch a map off has the same effect as in the layer.
+
+    Attributes:
+        io (LayerIO): The module after whose call maps are switched off.
+        activations (Tensor): Its output, `(N, C, …)`.
+        modules (list[nn.Module]): What lies between the layer and there, in order.
+        prefix (list[Call]): What had finished when it had, as the frozen prefix. In place of what
+            holds maps that nothing is switched off in there are tensors without values, on the
+            device ``"meta"``: a model that needs them after all fails instead of using them.
+    """
+
+    io: LayerIO
+    activations: Tensor
+    modules: list[nn.Module]
+    prefix: list[Call]
+
+
+@dataclass(frozen=True)
 class Capture:
     """What one forward pass left behind.
 
@@ -114,6 +151,7 @@ class Capture:
         overwrites (bool): Whether the model wrote into its arguments.
         stochastic (bool): Whether a module in training mode makes the model's output random or
             dependent on the rest of the batch.
+        site (Site or None): A place further on that is as good as the layer.
     """
 
     activations: list[Tensor]
@@ -122,6 +160,7 @@ class Capture:
     prefix: list[Call]
     overwrites: bool
     stochastic: bool
+    site: Site | None = None
 
 
 def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates) -> Capture:
@@ -184,6 +223,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
         overwrites=any(version != 0 for arg in args for version in _versions(arg)),
         stochastic=any(_is_stochastic(module) for module in seen.attributes),
+        site=recorder.site(),
     )
 
 
@@ -198,7 +238,11 @@ def _check_batch(activations: list[Tensor], n: int) -> None:
 
 
 class _Recorder:
-    """Knows from module hooks which calls had finished when the layer's call began."""
+    """Knows from module hooks which calls had finished when the layer's call began.
+
+    Behind the layer it follows its value for as long as nothing but modules that treat each map
+    alone takes it.
+    """
 
     def __init__(self, io: LayerIO, seen: ModuleStates) -> None:
         self.io = io
@@ -209,14 +253,20 @@ class _Recorder:
         # one frame per open call: the calls it has finished so far; the first is the caller itself
         self.frames: list[list[Call]] = [[]]
         self.open: list[tuple[nn.Module, int]] = []
+        # behind the layer: its value, the modules that made it what it is, what it was before
+        self.value: Tensor | None = None
+        self.version: int | None = None
+        self.passed: list[nn.Module] = []
+        self.stale: list[Tensor] = []
+        self.sites: list[Site] = []
 
     @contextmanager
     def active(self) -> Iterator[None]:
         owner = threading.get_ident()
 
-        def before(module: nn.Module, _: Any) -> None:
+        def before(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == owner:
-                self._before(module)
+                self._before(module, args)
 
         def after(module: nn.Module, _: Any, output: Any) -> None:
             if threading.get_ident() == owner:
@@ -232,30 +282,110 @@ class _Recorder:
             for handle in handles:
                 handle.remove()
 
-    def _before(self, module: nn.Module) -> None:
+    def site(self) -> Site | None:
+        """The last place as good as the layer."""
+        # its module must run once, since a hook acts there in every call
+        alone = [site for site in self.sites if self.numbers[site.io.layer] == 1]
+        if not alone:
+            return None
+        site = alone[-1]
+        calls = [c for c in site.prefix if c.module is site.io.layer or c.unchanged()]
+        return replace(site, prefix=calls)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
         self.seen.remember(module)
+        number = self.numbers[module]
+        self.numbers[module] += 1
         if self.begun:
-            return
-        if module is self.io.layer:
+            self._follow(module, args)
+            if self.value is None:
+                return
+        elif module is self.io.layer:
             self.prefix = [call for frame in self.frames for call in frame]
             if self.io.at_input:
                 self.begun = True
-                return
-        self.open.append((module, self.numbers[module]))
-        self.numbers[module] += 1
+                self._watch(args[0] if len(args) == 1 and not _has_parts(module) else None)
+                self._follow(module, args)
+                if self.value is None:
+                    return
+        self.open.append((module, number))
         self.frames.append([])
 
     def _after(self, module: nn.Module, output: Any) -> None:
-        if self.begun:
+        if self.begun and self.value is None:
             return
         module, number = self.open.pop()
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
         call = Call(module, number, output, inside, _versions(output))
         self.frames[-1].append(call)
-        if module is self.io.layer:
+        if self.begun:
+            self._pass(call)
+        elif module is self.io.layer:
             # the layer itself need not run again either: a hook replaces what it returns
             self.prefix.append(call)
             self.begun = True
+            self._watch(output)
+
+    def _watch(self, value: Any) -> None:
+        """Follows a tensor from here on; None, or what is no such tensor, ends it."""
+        known = isinstance(value, Tensor) and not value.is_inference()
+        self.value = value if known else None
+        self.version = value._version if known else None
+
+    def _follow(self, module: nn.Module, args: Any) -> None:
+        """A call begins behind the layer: does it leave each map to itself?"""
+        value = self.value
+        if value is None or _has_parts(module):
+            return  # what is inside will show
+        takes_it = len(args) == 1 and args[0] is value and value._version == self.version
+        if not (takes_it and self._is_mapwise(module, value)):
+            self._watch(None)
+
+    def _is_mapwise(self, module: nn.Module, value: Tensor) -> bool:
+        ours = module is self.io.layer  # our own hook is on it
+        return (
+            type(module) in MAPWISE
+            and MAPWISE[type(module)] in (None, value.ndim)
+            and "forward" not in module.__dict__
+            and not module._forward_hooks
+            and len(module._forward_pre_hooks) == ours
+            and not getattr(module, "return_indices", False)
+        )
+
+    def _pass(self, call: Call) -> None:
+        """A call behind the layer has finished."""
+        if _has_parts(call.module):
+            # the call as a whole is handed out again: it must have done nothing else
+            if type(call.module) is not nn.Sequential or call.output is not self.value:
+                self._watch(None)
+            return
+        assert self.value is not None
+        if not (self.io.at_input and not self.passed):  # others may see the layer's input as it is
+            self.stale.append(self.value)
+        self._watch(call.output)
+        if self.value is None:
+            return
+        self.passed.append(call.module)
+        calls = [done for frame in self.frames for done in frame]
+        self.sites.append(
+            Site(
+                LayerIO(call.module),
+                self.value.detach().clone(),
+                list(self.passed),
+                [self._without_stale(done, call) for done in calls],
+            )
+        )
+
+    def _without_stale(self, call: Call, site: Call) -> Call:
+        leaves = tree_leaves(call.output)
+        if call is site or not any(leaf is old for leaf in leaves for old in self.stale):
+            return call
+        empty = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), call.output)
+        return replace(call, output=empty, versions=_versions(empty))
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
 
 
 def _versions(output: Any) -> list[int | None]:

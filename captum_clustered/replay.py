@@ -2,6 +2,8 @@
 
 The *suffix* path maps over the group index with `torch.vmap`: only operations that depend on the
 ablated activations get the extra axis, the frozen prefix is handed out instead of being computed.
+Maps are switched off as far behind the layer as that is the same, see
+:class:`captum_clustered.capture.Site`.
 Where `vmap` cannot go, the *full* path repeats the inputs as Captum does. Both give the same
 numbers.
 """
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from captum_clustered.capture import Call, Capture, LayerIO
+from captum_clustered.capture import Call, Capture, LayerIO, Site
 from captum_clustered.clustering import Groups
 from captum_clustered.forward import Model
 from captum_clustered.targets import repeat_target, select
@@ -88,6 +90,17 @@ class Ablation:
         steps = torch.cat([rank, rank.new_tensor([self.n_groups])])  # what is in no group stays
         labels = [steps.to(part.device)[part] for part in self.labels]
         return replace(self, labels=labels, cumulative=True)
+
+    def at(self, site: Site) -> Ablation | None:
+        """The same ablation behind modules that treat each map alone; None where it is another."""
+        if self.channel_dims != [1]:
+            return None
+        (activation,), (baseline,) = self.activations, self.baselines
+        n = baseline.shape[0] if baseline.ndim == activation.ndim else 1
+        ablated = baseline.expand(n, *activation.shape[1:]).clone()
+        for module in site.modules:
+            ablated = module(ablated)
+        return replace(self, activations=[site.activations], baselines=[ablated])
 
     def float(self) -> Ablation:
         """The same in float32."""
@@ -291,12 +304,48 @@ def _suffix(
     tick: Callable[[int], object],
 ) -> Replay | str:
     """The scores by `torch.vmap`, or why they cannot be had that way."""
+
+    def run(io: LayerIO, prefix: list[Call], ablation: Ablation, spread: bool) -> Replay | str:
+        return _mapped(
+            model, io, target, captured, prefix, ablation, chunk, check, tick, spread=spread
+        )
+
+    site = captured.site
+    moved = None if site is None else ablation.at(site)
+    if site is not None and moved is not None:
+        found = run(site.io, site.prefix, moved, False)
+        if isinstance(found, Replay):
+            return found
+    found = run(io, captured.prefix, ablation, False)
+    if isinstance(found, Replay) or found == _DISAGREES:
+        return found
+    # what depends on the group cannot be written in place into what does not: so let all that is
+    # known depend on it as well, at the price of computing more
+    return run(io, captured.prefix, ablation, True)
+
+
+_DISAGREES = "running only what lies behind the layer did not reproduce the score"
+
+
+def _mapped(
+    model: Model,
+    io: LayerIO,
+    target: Tensor | None,
+    captured: Capture,
+    prefix: list[Call],
+    ablation: Ablation,
+    chunk: int | None,
+    check: bool,
+    tick: Callable[[int], object],
+    *,
+    spread: bool,
+) -> Replay | str:
     device = captured.scores.device
     mixed = torch.is_autocast_enabled(device.type)
     if mixed:  # autocast does not reach what vmap runs: there, all is computed in float32
         ablation = ablation.float()
     chunk = chunk or fitting(ablation.nbytes, device)
-    outputs = [call.output for call in captured.prefix]
+    outputs = [call.output for call in prefix]
     spec = tree_structure((outputs, model.args))
 
     def score(ablated: list[Tensor], known: list[Any]) -> Tensor:
@@ -308,7 +357,7 @@ def _suffix(
         finally:
             handle.remove()
 
-    def run(groups: range, spread: bool) -> Tensor:
+    def run(groups: range) -> Tensor:
         known = tree_leaves((outputs, model.fresh()))
         if mixed:
             known = [_float(leaf) for leaf in known]
@@ -322,29 +371,24 @@ def _suffix(
         # cloned, should the score be a view into what the next chunk writes over
         return torch.vmap(score, (0, dims), randomness="same")(ablated, known).clone()
 
-    with _frozen(captured.prefix) as hand_out, _batchable(device.type, mixed):
+    with _frozen(prefix) as hand_out, _batchable(device.type, mixed):
         # there is no group -1: the first copy stays whole
         first, *others = chunks(range(-1, ablation.n_groups), chunk)
         room = ablation.room(len(first))
-        spread = False
         try:
-            scores = run(first, spread)
+            scores = run(first)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # what depends on the group cannot be written in place into what does not: so let all
-            # that is known depend on it as well, at the price of computing more
-            spread = True
-            try:
-                scores = run(first, spread)
-            except Exception:
-                return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if scores.is_meta:
+            return "the score needs what was not computed again"
         if check and not _agrees(scores[0], captured):
-            return "running only what lies behind the layer did not reproduce the score"
+            return _DISAGREES
         tick(len(first) - 1)
         parts = [scores[1:]]
         for groups in others:
-            parts.append(run(groups, spread))
+            parts.append(run(groups))
             tick(len(groups))
     return Replay(scores[0], torch.cat(parts).T, "suffix")
 
