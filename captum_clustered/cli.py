@@ -1,45 +1,30 @@
 """The command line: explanations for people without code.
 
-First come the commands, which only turn words into settings; then functions that gather and return
-data, and can be called without a shell; then what writes files. What is heavy loads when a command
-runs, not to show help.
+The commands only turn words into settings. What they find out is gathered by
+:mod:`captum_clustered.explaining`, or :mod:`captum_clustered.evaluation`, and written by
+:mod:`captum_clustered.writing`. What is heavy loads when a command runs, not to show help.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import platform
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_clustered._files import whole, without_nan
-
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-    from torch import Tensor
-
-    from captum_clustered.ablation import ClusteredAttribution, ClusteredLayerAblation
-    from captum_clustered.layers import TargetLayer
-    from captum_clustered.models import LoadedModel
+    from captum_clustered.explaining import Explainer
 
 __all__ = ["app", "main"]
 
 _PROGRAM = "captum-clustered"
 _USER_ERROR = 2
 _EXPECTED = (ValueError, TypeError, ImportError, OSError, RuntimeError)
-_DEMO_ROUNDS = 5
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -76,7 +61,14 @@ def _options(
 
 @app.command()
 def explain(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image or DICOM files; or volumes (.npy, .nii, .nii.gz) for a network of three "
+            "dimensions.",
+        ),
+    ],
     model: Annotated[
         str,
         typer.Option(
@@ -120,14 +112,39 @@ def explain(
     ] = "default",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the clusterer.")] = 0,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page for each image (extra html).")
+    ] = False,
+    frame: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Frame of a DICOM file, counted from 1.")
+    ] = 1,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom", help="Save the overlay as DICOM Secondary Capture too (extra dicom)."
+        ),
+    ] = False,
+    dicom_identifiers: Annotated[
+        bool,
+        typer.Option(
+            "--dicom-identifiers", help="With --dicom: keep the names of patient and study."
+        ),
+    ] = False,
 ) -> None:
     """Explain images: write an overlay, a heat map and a record of each.
 
     For each IMAGE the folder --out gets STEM.overlay.png, STEM.heatmap.npy (the map in [0, 1], as
     large as what the model sees of the image), STEM.map.npy (the same before it was enlarged and
-    scaled) and STEM.json (settings, versions, score, groups, timings). An image that cannot be read
-    is reported and left out; the exit code is then 2.
+    scaled) and STEM.json (settings, versions, score, groups, timings); with --html also STEM.html,
+    a page to look at the groups, and with --dicom STEM.overlay.dcm. An image that cannot be read is
+    reported and left out; the exit code is then 2. What a DICOM file says of patient and study is
+    written nowhere unless --dicom-identifiers asks for it.
     """
+    from captum_clustered._extras import require
+    from captum_clustered.explaining import Settings, example_of, prepare
+    from captum_clustered.medical import is_dicom
+    from captum_clustered.writing import make_folder
+
     settings = Settings(
         model=model,
         layer=layer,
@@ -141,15 +158,24 @@ def explain(
         seed=seed,
     )
     with _short_warnings(), _working_directory_on_path():
-        try:
-            explainer = prepare(settings)
+        with _reported():
+            if html:
+                require("jinja2", "html", "to write HTML pages")
+            if dicom:
+                require("pydicom", "dicom", "to write DICOM")
+            if dicom_identifiers and not dicom:
+                raise ValueError("`--dicom-identifiers` must come with --dicom; it came alone.")
+            strangers = [path for path in images if not is_dicom(path)] if dicom_identifiers else []
+            if strangers:
+                raise ValueError(
+                    f"`--dicom-identifiers` must have DICOM files as images; got {strangers[0]}."
+                )
+            explainer = prepare(settings, example_of(images))
             make_folder(out)
-        except _EXPECTED as error:
-            _report(_one_line(error))
-            raise typer.Exit(_USER_ERROR) from error
         if explainer.loaded.weights == "random":
             _report("the weights are random, so the pictures mean nothing", "warning")
-        if not _explain_all(explainer, images, out):
+        wishes = {"html": html, "dicom": dicom, "keep_identifiers": dicom_identifiers}
+        if not _explain_all(explainer, images, out, frame, wishes):
             raise typer.Exit(_USER_ERROR)
 
 
@@ -243,6 +269,12 @@ def evaluate(
     ] = "default",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="INT", help="Of all that draws at random.")] = 0,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html", help="Write pages: the tables, and one for each image (extra html)."
+        ),
+    ] = False,
 ) -> None:
     """Compare methods on many images: rows, tables with intervals, figures.
 
@@ -274,6 +306,7 @@ def evaluate(
             weights=weights,
             device=device,
             seed=seed,
+            html=html,
         )
         outcome = evaluate(settings, lambda line: _report(line, "note"))
         if outcome is not None:
@@ -287,18 +320,18 @@ def demo(
     ] = Path("captum-clustered-demo"),
 ) -> None:
     """Explain two photographs with EfficientNet-Lite0, beside Grad-CAM (needs the extra demo)."""
-    with _short_warnings():
-        try:
-            explainer = prepare(Settings(model="efficientnet-lite0"))
-            make_folder(out)
-            for name, image in demo_photographs():
-                result = run_demo(explainer, name, image)
-                pictures = write_demo(result, out)
-                typer.echo(describe_demo(result, pictures))
-            typer.echo(f"Times are medians of {_DEMO_ROUNDS} runs on {explainer.device}.")
-        except _EXPECTED as error:
-            _report(_one_line(error))
-            raise typer.Exit(_USER_ERROR) from error
+    from captum_clustered import explaining
+    from captum_clustered.writing import make_folder, write_demo
+
+    with _short_warnings(), _reported():
+        explainer = explaining.prepare(explaining.Settings(model="efficientnet-lite0"))
+        make_folder(out)
+        for name, image in explaining.demo_photographs():
+            result = explaining.run_demo(explainer, name, image)
+            pictures = write_demo(result, out)
+            typer.echo(explaining.describe_demo(result, pictures))
+        rounds = explaining.DEMO_ROUNDS
+        typer.echo(f"Times are medians of {rounds} runs on {explainer.device}.")
 
 
 @contextmanager
@@ -316,17 +349,22 @@ def main() -> None:
     app(prog_name=_PROGRAM)
 
 
-def _explain_all(explainer: Explainer, images: Sequence[Path], out: Path) -> bool:
+def _explain_all(
+    explainer: Explainer, images: Sequence[Path], out: Path, frame: int, wishes: dict[str, bool]
+) -> bool:
     """Explains each image; returns whether all could be."""
     from tqdm import tqdm
+
+    from captum_clustered.explaining import explain_image
+    from captum_clustered.writing import unique_stems, write_explanation
 
     stems = unique_stems(images)
     failures = 0
     with tqdm(total=len(images), unit="image", disable=len(images) < 2, file=sys.stderr) as bar:
         for path, stem in zip(images, stems, strict=True):
             try:
-                explanation = explain_image(explainer, path)
-                overlay = write_explanation(explanation, out, stem)
+                explanation = explain_image(explainer, path, frame=frame, levels=wishes["html"])
+                overlay = write_explanation(explanation, out, stem, **wishes)
             except _EXPECTED as error:
                 failures += 1
                 line = _one_line(error)
@@ -336,482 +374,6 @@ def _explain_all(explainer: Explainer, images: Sequence[Path], out: Path) -> boo
                 bar.write(f"{path}: {explanation.title}, see {overlay}", file=sys.stdout)
             bar.update()
     return not failures
-
-
-# --- gathering ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be chosen for an explanation, in the words of the command line."""
-
-    model: str
-    layer: str = "auto"
-    target: str = "top"
-    clusters: int = 64
-    clusterer: str = "kmeans"
-    weighting: str = "drop_per_map"
-    checkpoint: Path | None = None
-    weights: str = "default"
-    device: str = "auto"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Explainer:
-    """A model, a layer and a class that belong together; ready for images."""
-
-    settings: Settings
-    loaded: LoadedModel
-    layer: TargetLayer
-    cam: ClusteredLayerAblation
-    device: str
-    target: int | None  # None for the top class of each image
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What one image gave, before anything is written."""
-
-    image: np.ndarray  # (H, W, 3) in [0, 1]
-    heatmap: np.ndarray  # (H, W) in [0, 1], float32
-    map: np.ndarray  # (h, w), float32
-    title: str
-    record: dict[str, Any]
-
-
-def prepare(settings: Settings) -> Explainer:
-    """Loads the model and settles all that does not depend on an image.
-
-    Args:
-        settings (Settings): The wishes.
-
-    Returns:
-        *Explainer*: The model on its device, and an explainer for it.
-
-    Raises:
-        ValueError: If a wish cannot be fulfilled.
-        ImportError: If a package is missing.
-    """
-    import torch
-    from PIL import Image
-
-    from captum_clustered.ablation import ClusteredLayerAblation
-    from captum_clustered.clustering import as_clusterer
-    from captum_clustered.layers import find_layer
-    from captum_clustered.models import load, resolve_target
-    from captum_clustered.weighting import as_weighting
-
-    clusterer = as_clusterer(settings.clusterer, settings.clusters, settings.seed)
-    as_weighting(settings.weighting)  # a wrong name shows before a model is downloaded
-    device = _device(settings.device)
-    loaded = load(settings.model, settings.checkpoint, settings.weights)
-    loaded.model.to(device)
-    # a blank image tells the size of the input, the layers that run and the number of classes
-    example = _input(loaded, Image.new("RGB", (256, 256)), device)
-    layer = find_layer(loaded.model, settings.layer, example)
-    with torch.no_grad():
-        scores = _scores(loaded, example)
-    target = None
-    if settings.target != "top":
-        target = resolve_target(settings.target, scores, loaded.class_names)
-    cam = ClusteredLayerAblation(
-        loaded.model,
-        layer.layer,
-        clusterer=clusterer,
-        weighting=settings.weighting,
-        channel_dim=layer.channel_dim,
-        reshape_transform=layer.reshape_transform,
-    )
-    return Explainer(settings, loaded, layer, cam, device, target)
-
-
-def explain_image(explainer: Explainer, path: Path) -> Explanation:
-    """Explains one image file.
-
-    Args:
-        explainer (Explainer): From :func:`prepare`.
-        path (Path): The image.
-
-    Returns:
-        *Explanation*: The heat map and the record of how it came about.
-
-    Raises:
-        ValueError: If the file is not an image, or the layer gives no two-dimensional maps.
-    """
-    import torch
-
-    from captum_clustered.models import read_image, resolve_target
-    from captum_clustered.visualization import describe
-
-    loaded = explainer.loaded
-    begin = time.perf_counter()
-    image = read_image(path)
-    x = _input(loaded, image, explainer.device)
-    read = time.perf_counter()
-    with torch.no_grad():
-        scores = _scores(loaded, x).float().cpu()
-    target = explainer.target
-    if target is None:
-        target = resolve_target("top", scores, loaded.class_names)
-    forward = time.perf_counter()
-    result = explainer.cam.explain(x, target, attribute_to_layer_input=explainer.layer.at_input)
-    raw = _two_dimensional(result.attributions)
-    heatmap = _enlarged(raw, x)
-    end = time.perf_counter()
-
-    probability, how = _probability(scores, target)
-    name = None if loaded.class_names is None else loaded.class_names[target]
-    note = describe(heatmap)
-    record = {
-        "image": str(path),
-        "image_size": {"width": image.width, "height": image.height},
-        "settings": _chosen(explainer),
-        "versions": versions(),
-        "target": {
-            "index": target,
-            "name": name,
-            "score": float(scores[target]),
-            "probability": probability,
-            "probability_is": how,
-        },
-        "heatmap": {
-            "shape": list(heatmap.shape),
-            "dtype": "float32",
-            "range": [0.0, 1.0],
-            "note": note,
-            "meaning": "the map enlarged (bilinear) to the model's input and scaled from its "
-            "minimum to its maximum; rows and columns are those of the image in the overlay",
-        },
-        "map": {
-            "shape": list(raw.shape[-2:]),
-            "dtype": "float32",
-            "range": [float(raw.min()), float(raw.max())],
-            "meaning": "the weighted sum of the layer's maps, negative values set to 0, in the "
-            "layer's own resolution",
-        },
-        "groups": _group_records(result),
-        **_map_counts(result),
-        "replay": {"path": result.replay, "reason": result.replay_reason},
-        "seconds": {
-            "read": read - begin,
-            "forward": forward - read,
-            "explain": end - forward,
-        },
-    }
-    title = _title(target, name, probability)
-    return Explanation(
-        image=loaded.display(image),
-        heatmap=heatmap,
-        map=raw[0, 0].float().cpu().numpy(),
-        title=f"{title}, random weights" if loaded.weights == "random" else title,
-        record=record,
-    )
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    import captum
-    import torch
-
-    import captum_clustered
-
-    return {
-        "captum_clustered": captum_clustered.__version__,
-        "captum": captum.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """A name for each image's results: its stem, with a number where another has it already.
-
-    Example::
-
-        >>> unique_stems([Path("a/cat.png"), Path("b/Cat.jpg"), Path("cat-2.png")])
-        ['cat', 'Cat-3', 'cat-2']
-    """
-    stems = [path.stem for path in paths]
-    taken = {stem.casefold() for stem in stems}  # some file systems do not tell Cat from cat
-    seen: set[str] = set()
-    names = []
-    for stem in stems:
-        name, number = stem, 2
-        while name.casefold() in (seen if name == stem else seen | taken):
-            name, number = f"{stem}-{number}", number + 1
-        seen.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in {"auto", "cpu", "cuda"}:
-        raise ValueError(f"`device` must be one of auto, cpu, cuda; got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("`device` cuda is not available here; use auto or cpu.")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _input(loaded: LoadedModel, image: Image.Image, device: str) -> Tensor:
-    import torch
-
-    x = loaded.transform(image)
-    if not isinstance(x, torch.Tensor) or x.ndim != 3:
-        got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"the model's transform must return a tensor (C, H, W); got {got}.")
-    return x.unsqueeze(0).to(device)
-
-
-def _scores(loaded: LoadedModel, x: Tensor) -> Tensor:
-    """The scores of the one example in `x`, `(n_classes,)`."""
-    import torch
-
-    output = loaded.model(x)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2:
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"`model` must return scores of shape (N, n_classes); got {got}.")
-    return output[0]
-
-
-def _probability(scores: Tensor, target: int) -> tuple[float, str]:
-    if bool((scores >= 0).all()) and math.isclose(float(scores.sum()), 1, abs_tol=1e-4):
-        return float(scores[target]), "the score: the model returns probabilities"
-    return float(scores.softmax(0)[target]), "softmax of the scores"
-
-
-def _two_dimensional(attributions: Any) -> Tensor:
-    if isinstance(attributions, tuple):
-        raise ValueError(
-            f"`layer` must give one tensor; it gives {len(attributions)}. Choose another."
-        )
-    if attributions.ndim != 4:
-        raise ValueError(
-            "`layer` must give maps of two dimensions; its heat map has shape "
-            f"{tuple(attributions.shape)}. Choose another."
-        )
-    heat: Tensor = attributions
-    return heat
-
-
-def _enlarged(heat: Tensor, x: Tensor) -> np.ndarray:
-    """The heat map `(H, W)` in [0, 1], as large as the model's input."""
-    from captum.attr import LayerAttribution
-
-    from captum_clustered.heatmap import normalize
-
-    large = LayerAttribution.interpolate(heat.detach().float(), tuple(x.shape[-2:]), "bilinear")
-    heatmap: np.ndarray = normalize(large)[0, 0].cpu().numpy()
-    return heatmap
-
-
-def _chosen(explainer: Explainer) -> dict[str, Any]:
-    settings, layer = explainer.settings, explainer.layer
-    checkpoint = settings.checkpoint
-    return {
-        **asdict(settings),
-        "checkpoint": None if checkpoint is None else str(checkpoint),
-        "model": explainer.loaded.name,
-        "weights": explainer.loaded.weights,
-        "layer": layer.name,
-        "layer_asked_for": settings.layer,
-        "target_asked_for": settings.target,
-        "target": "top" if explainer.target is None else explainer.target,
-        "attribute_to_layer_input": layer.at_input,
-        "channel_dim": layer.channel_dim,
-        "clusterer_settings": repr(explainer.cam.clusterer),
-        "device": explainer.device,
-    }
-
-
-def _group_records(result: ClusteredAttribution) -> list[dict[str, Any]]:
-    """The groups, largest first."""
-    labels, valid, ablated, weights = (
-        getattr(result, field)[0].cpu()
-        for field in ("labels", "valid", "ablated_scores", "group_weights")
-    )
-    score = float(result.scores[0])
-    records = [
-        {
-            "group": group,
-            "maps": int((labels == group).sum()),
-            "drop": score - float(ablated[group]),
-            "score_without": float(ablated[group]),
-            "weight": float(weights[group]),
-        }
-        for group in valid.nonzero().flatten().tolist()
-    ]
-    return sorted(records, key=lambda record: -record["maps"])
-
-
-def _map_counts(result: ClusteredAttribution) -> dict[str, int]:
-    activations, labels = result.activations[0], result.labels[0]
-    assert not isinstance(activations, tuple)
-    dead = int((activations.flatten(1) == 0).all(1).sum())
-    return {
-        "maps": len(activations),
-        "dead_maps": dead,
-        "maps_in_no_group": int((labels < 0).sum()) - dead,
-    }
-
-
-def _title(target: int, name: str | None, probability: float) -> str:
-    chance = "below 0.01" if probability < 0.01 else f"{probability:.2f}"
-    return f"{name or 'class'} ({target}), probability {chance}"
-
-
-# --- demo -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the demo found out about one photograph."""
-
-    name: str
-    title: str
-    image: np.ndarray
-    heatmaps: Mapping[str, np.ndarray]
-    seconds: Mapping[str, float]  # medians
-    result: ClusteredAttribution
-
-
-def demo_photographs() -> Iterator[tuple[str, Image.Image]]:
-    """The two photographs that scikit-learn ships."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    photographs = load_sample_images()
-    for file, pixels in zip(photographs.filenames, photographs.images, strict=True):
-        yield Path(file).name, Image.fromarray(pixels)
-
-
-def run_demo(explainer: Explainer, name: str, image: Image.Image) -> Demo:
-    """Explains a photograph by Grad-CAM and by Clustered-CAM, and times both.
-
-    Args:
-        explainer (Explainer): From :func:`prepare`.
-        name (str): The photograph's file name.
-        image (PIL.Image.Image): The photograph.
-
-    Returns:
-        *Demo*: Both heat maps, the groups, and the median time of a few rounds in turns.
-    """
-    import torch
-    from captum.attr import LayerGradCam
-
-    loaded, layer = explainer.loaded, explainer.layer
-    x = _input(loaded, image, explainer.device)
-    with torch.no_grad():
-        scores = _scores(loaded, x).cpu()
-    target = int(scores.argmax())
-    grad_cam = LayerGradCam(loaded.model, layer.layer)
-    runs: dict[str, Callable[[], Any]] = {
-        "Grad-CAM": lambda: grad_cam.attribute(
-            x, target, attribute_to_layer_input=layer.at_input, relu_attributions=True
-        ),
-        "Clustered-CAM": lambda: explainer.cam.explain(
-            x, target, attribute_to_layer_input=layer.at_input
-        ),
-    }
-    seconds: dict[str, list[float]] = {method: [] for method in runs}
-    found = {method: run() for method, run in runs.items()}  # the first run also warms up
-    for _ in range(_DEMO_ROUNDS):
-        for method, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[method].append(time.perf_counter() - begin)
-    result: ClusteredAttribution = found["Clustered-CAM"]
-    found["Clustered-CAM"] = result.attributions
-    class_name = None if loaded.class_names is None else loaded.class_names[target]
-    return Demo(
-        name=name,
-        title=_title(target, class_name, _probability(scores, target)[0]),
-        image=loaded.display(image),
-        heatmaps={m: _enlarged(_two_dimensional(heat), x) for m, heat in found.items()},
-        seconds={method: median(times) for method, times in seconds.items()},
-        result=result,
-    )
-
-
-def describe_demo(demo: Demo, pictures: Sequence[Path]) -> str:
-    """The demo's outcome in words."""
-    counts = _map_counts(demo.result)
-    groups = int(demo.result.valid[0].sum())
-    times = [f"  {method:<14}{1000 * s:6.0f} ms" for method, s in demo.seconds.items()]
-    times[-1] += f"  ({groups} groups of {counts['maps']} maps, {counts['dead_maps']} of them dead)"
-    return "\n".join(
-        [f"{demo.name}: {demo.title}", *times, *[f"  {picture}" for picture in pictures]]
-    )
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def make_folder(out: Path) -> None:
-    """Makes a folder for results, with those around it, unless it is there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"`out` must be a folder; got {out}, where a file is.") from error
-
-
-def write_explanation(explanation: Explanation, out: Path, stem: str) -> Path:
-    """Writes an explanation's files into a folder, the record last.
-
-    Args:
-        explanation (Explanation): From :func:`explain_image`.
-        out (Path): The folder.
-        stem (str): How the files' names begin.
-
-    Returns:
-        *Path*: The overlay.
-    """
-    from captum_clustered.visualization import compare
-
-    files = {
-        "overlay": out / f"{stem}.overlay.png",
-        "heatmap": out / f"{stem}.heatmap.npy",
-        "map": out / f"{stem}.map.npy",
-    }
-    figure = compare(
-        explanation.image, {"Clustered-CAM": explanation.heatmap}, title=explanation.title
-    )
-    _save_figure(figure, files["overlay"])
-    _save_array(explanation.heatmap, files["heatmap"])
-    _save_array(explanation.map, files["map"])
-    record = dict(explanation.record, files={kind: path.name for kind, path in files.items()})
-    text = json.dumps(without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
-    with whole(out / f"{stem}.json") as part:
-        part.write_text(text + "\n", encoding="utf-8")
-    return files["overlay"]
-
-
-def write_demo(demo: Demo, out: Path) -> list[Path]:
-    """Writes the pictures of a photograph; returns where they are."""
-    from captum_clustered.visualization import compare, groups
-
-    stem = Path(demo.name).stem
-    figures = {
-        out / f"{stem}.compare.png": compare(demo.image, demo.heatmaps, title=demo.title),
-        out / f"{stem}.groups.png": groups(demo.result, image=demo.image, title=demo.title),
-    }
-    for path, figure in figures.items():
-        _save_figure(figure, path)
-    return list(figures)
-
-
-def _save_figure(figure: Any, path: Path) -> None:
-    with whole(path) as part:
-        figure.savefig(part, format="png")
-
-
-def _save_array(array: np.ndarray, path: Path) -> None:
-    import numpy as np
-
-    with whole(path) as part, part.open("wb") as file:
-        np.save(file, array)
 
 
 # --- words ----------------------------------------------------------------------------------------

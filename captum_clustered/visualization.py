@@ -15,13 +15,14 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from captum_clustered.heatmap import normalize
+from captum_clustered.heatmap import enlarge, normalize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,17 +30,25 @@ if TYPE_CHECKING:
 
     from captum_clustered.ablation import ClusteredAttribution
 
-__all__ = ["compare", "describe", "groups", "overlay"]
+__all__ = ["compare", "describe", "groups", "overlay", "sweep", "to_captum"]
 
 _CMAP = "inferno"  # perceptually uniform, and readable without red or green
 _ALPHA = 0.55
 _FOR, _AGAINST = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion
 _PANEL = 2.9  # inches
 _SLACK = 1e-5  # what rounding may add to a value of 1
+_TRACE = 1e-4  # of the largest value: what Captum can still divide by without a warning
 
 
 def overlay(
-    image: Any, heatmap: Any, *, cmap: str = _CMAP, alpha: float = _ALPHA, gray: bool = True
+    image: Any,
+    heatmap: Any,
+    *,
+    cmap: str = _CMAP,
+    alpha: float = _ALPHA,
+    gray: bool = True,
+    outline: Any = None,
+    ax: Axes | None = None,
 ) -> np.ndarray:
     """Lays a heat map over an image.
 
@@ -50,9 +59,13 @@ def overlay(
         alpha (float, optional): Share of the colour, in [0, 1]. Default: 0.55
         gray (bool, optional): Whether the image loses its own colours, so that every colour in the
             result is the heat map's. Default: True
+        outline (array or Tensor, optional): What is drawn around: a mask `(H, W)`, true on the
+            object, or boxes `(n, 4)` as x0, y0, x1, y1 in pixels. Default: None
+        ax (matplotlib Axes, optional): Where to show the result as well. Default: None
 
     Returns:
-        *array*: `(H, W, 3)`, float64 in [0, 1].
+        *array*: `(H, W, 3)`, float64 in [0, 1]. ``PIL.Image.fromarray(np.uint8(255 * result))`` is
+        the same as an image.
 
     Raises:
         TypeError: If image or heat map are not floating point.
@@ -72,7 +85,37 @@ def overlay(
     colours = colormaps[cmap](heatmap)[..., :3]
     base = _luminance(image) if gray else image
     blended: np.ndarray = (1 - alpha) * base + alpha * colours
-    return np.where(np.isnan(heatmap)[..., None], image, blended)
+    result = np.where(np.isnan(heatmap)[..., None], image, blended)
+    if outline is not None:
+        _draw_outline(result, outline)
+    if ax is not None:
+        _show(ax, result, "")
+    return result
+
+
+def _draw_outline(picture: np.ndarray, outline: Any) -> None:
+    """White with black around it: to be seen on every colour."""
+    from scipy.ndimage import binary_dilation, binary_erosion
+
+    shapes = _array(outline)
+    height, width = picture.shape[:2]
+    if shapes.shape == (height, width):
+        masks = [shapes > 0]
+    elif shapes.ndim == 2 and shapes.shape[1] == 4:
+        masks = []
+        for x0, y0, x1, y1 in shapes:
+            mask = np.zeros((height, width), bool)
+            mask[max(0, round(y0)) : max(0, round(y1)), max(0, round(x0)) : max(0, round(x1))] = 1
+            masks.append(mask)
+    else:
+        raise ValueError(
+            f"`outline` must be a mask of shape {(height, width)} or boxes of shape (n, 4); got "
+            f"shape {shapes.shape}."
+        )
+    for mask in masks:
+        edge = mask & ~binary_erosion(mask, border_value=0)
+        picture[binary_dilation(edge) & ~edge] = 0
+        picture[edge] = 1
 
 
 def describe(heatmap: Any) -> str | None:
@@ -104,15 +147,24 @@ def compare(
     image: Any,
     heatmaps: Mapping[str, Any],
     *,
+    scores: Sequence[float] | None = None,
+    masked_scores: Mapping[str, Sequence[float]] | None = None,
+    outlines: Sequence[Any] | None = None,
     title: str | None = None,
     cmap: str = _CMAP,
     alpha: float = _ALPHA,
 ) -> Figure:
-    """Shows an image beside one or more heat maps of it, all with one colour scale.
+    """Shows heat maps side by side: images in rows, methods in columns, one colour scale for all.
 
     Args:
-        image (array): `(H, W, 3)`, float in [0, 1].
-        heatmaps (mapping): Heat maps `(H, W)`, float in [0, 1], by their titles.
+        image (array): `(H, W, 3)`, or several of one size `(N, H, W, 3)`, float in [0, 1].
+        heatmaps (mapping): Heat maps `(H, W)`, or `(N, H, W)`, float in [0, 1], by their methods.
+        scores (sequence of float, optional): The score of each image; stands above it.
+            Default: None
+        masked_scores (mapping, optional): By method, the score of what its map leaves of each
+            image; stands above the map with the drop in percent. Default: None
+        outlines (sequence, optional): For each image what :func:`overlay` draws around, or None.
+            Default: None
         title (str, optional): A line above all. Default: None
         cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
         alpha (float, optional): As for :func:`overlay`. Default: 0.55
@@ -131,25 +183,59 @@ def compare(
         >>> figure = compare(image, {"Grad-CAM": heatmap, "Clustered-CAM": heatmap})
         >>> [axes.get_title() for axes in figure.axes[:3]]
         ['image', 'Grad-CAM', 'Clustered-CAM']
+        >>> figure = compare(
+        ...     image, {"Grad-CAM": heatmap}, scores=[0.5], masked_scores={"Grad-CAM": [0.4]}
+        ... )
+        >>> [axes.get_title() for axes in figure.axes[:2]]
+        ['image: 0.50', 'Grad-CAM: 0.40, drop 20 %']
     """
     if not heatmaps:
         raise ValueError("`heatmaps` must have at least one heat map; got none.")
-    image = _check_image(image)
-    overlays = {
-        name: overlay(image, heatmap, cmap=cmap, alpha=alpha) for name, heatmap in heatmaps.items()
-    }
-    height, width = image.shape[:2]
-    n_panels = 1 + len(overlays)
-    figure = _figure(0.7 + _PANEL * n_panels, 0.9 + _PANEL * height / width)
-    axes = figure.subplots(1, n_panels, squeeze=False)[0]
-    _show(axes[0], image, "image")
-    for ax, (name, picture) in zip(axes[1:], overlays.items(), strict=True):
-        _show(ax, picture, name, describe(heatmaps[name]))
-    _colour_bar(figure, list(axes), cmap, alpha)
+    several = _array(image).ndim == 4
+    images = [_check_image(one) for one in (_array(image) if several else [image])]
+    rows = {name: list(_array(maps) if several else [maps]) for name, maps in heatmaps.items()}
+    _check_lengths(len(images), rows, scores, masked_scores, outlines)
+    height, width = images[0].shape[:2]
+    n_panels = 1 + len(rows)
+    size = _PANEL * (1 if len(images) == 1 else 0.8)
+    figure = _figure(0.7 + size * n_panels, 0.9 + (size * height / width + 0.25) * len(images))
+    grid = figure.subplots(len(images), n_panels, squeeze=False)
+    for i, (one, axes) in enumerate(zip(images, grid, strict=True)):
+        score = None if scores is None else scores[i]
+        _show(axes[0], one, "image" if score is None else f"image: {score:.2f}")
+        for ax, (name, maps) in zip(axes[1:], rows.items(), strict=True):
+            words = name
+            if masked_scores is not None and name in masked_scores:
+                words += f": {masked_scores[name][i]:.2f}"
+                if score is not None and score > 0:
+                    drop = 100 * max(0.0, 1 - masked_scores[name][i] / score)
+                    words += f", drop {drop:.0f} %"
+            outline = None if outlines is None else outlines[i]
+            picture = overlay(one, maps[i], cmap=cmap, alpha=alpha, outline=outline)
+            _show(ax, picture, words, describe(maps[i]))
+    _colour_bar(figure, list(grid.ravel()), cmap, alpha)
     figure.supxlabel("each map: 0 is its minimum, 1 its maximum", fontsize="small")
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _check_lengths(
+    n: int,
+    rows: Mapping[str, Sequence[Any]],
+    scores: Sequence[float] | None,
+    masked_scores: Mapping[str, Sequence[float]] | None,
+    outlines: Sequence[Any] | None,
+) -> None:
+    given = {f"heatmaps[{name!r}]": maps for name, maps in rows.items()}
+    given |= {f"masked_scores[{name!r}]": v for name, v in (masked_scores or {}).items()}
+    given |= {} if scores is None else {"scores": scores}
+    given |= {} if outlines is None else {"outlines": outlines}
+    for name, values in given.items():
+        if len(values) != n:
+            raise ValueError(
+                f"`{name}` must have one entry for each of the {n} images; got {len(values)}."
+            )
 
 
 def groups(
@@ -222,6 +308,153 @@ def groups(
     lines = [title] if title else []
     figure.suptitle("\n".join([*lines, parts.summary(len(order))]))
     return figure
+
+
+def sweep(
+    image: Any,
+    results: Mapping[int, ClusteredAttribution],
+    example: int = 0,
+    *,
+    title: str | None = None,
+    cmap: str = _CMAP,
+    alpha: float = _ALPHA,
+) -> Figure:
+    """Shows the heat map of one image for several numbers of groups, with one colour scale.
+
+    Beneath each map stand the group with the largest drop, and how well the map agrees with the one
+    before: Pearson's correlation, r.
+
+    Args:
+        image (array): `(H, W, 3)`, float in [0, 1].
+        results (mapping): From :meth:`ClusteredLayerAblation.explain`, by the number of groups that
+            was asked for.
+        example (int, optional): Which example of the batch. Default: 0
+        title (str, optional): A line above all. Default: None
+        cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
+        alpha (float, optional): As for :func:`overlay`. Default: 0.55
+
+    Returns:
+        *Figure*: Save it with ``figure.savefig(path)``.
+
+    Raises:
+        ValueError: If there is no result, or its maps are not two-dimensional.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from captum_clustered import ClusteredLayerAblation
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> x = torch.rand(1, 3, 8, 8)
+        >>> results = {
+        ...     k: ClusteredLayerAblation(model.eval(), model[1], n_clusters=k).explain(x, target=0)
+        ...     for k in (2, 4)
+        ... }
+        >>> figure = sweep(np.full((8, 8, 3), 0.5), results)
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['image', 'K=2', 'K=4']
+    """
+    if not results:
+        raise ValueError("`results` must have at least one result; got none.")
+    image = _check_image(image)
+    height, width = image.shape[:2]
+    columns = min(4, 1 + len(results))
+    rows = -(-(1 + len(results)) // columns)
+    figure = _figure(0.7 + _PANEL * columns, (0.8 + _PANEL * height / width) * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    _show(axes[0], image, "image")
+    before: np.ndarray | None = None
+    for ax, count in zip(axes[1:], sorted(results), strict=False):
+        parts = _Parts(results[count], example)
+        attributions = results[count].attributions
+        assert not isinstance(attributions, tuple)
+        heatmap = _enlarged(_array(attributions[example, 0]), (height, width))
+        fault = describe(heatmap)
+        note = fault or _agreement(parts, heatmap, before)
+        before = heatmap if fault is None else None
+        _show(ax, overlay(image, heatmap, cmap=cmap, alpha=alpha), f"K={count}", note)
+    for ax in axes[1 + len(results) :]:
+        ax.set_visible(False)
+    _colour_bar(figure, list(axes), cmap, alpha)
+    figure.supxlabel("each map: 0 is its minimum, 1 its maximum", fontsize="small")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _agreement(parts: _Parts, heatmap: np.ndarray, before: np.ndarray | None) -> str:
+    present = np.flatnonzero(parts.valid)
+    words = _counted(len(present), "group")
+    if len(present):
+        words += f", largest drop {np.nanmax(parts.drops[present]):.2g}"
+    if before is not None:
+        words += (
+            f"\nr = {np.corrcoef(before.ravel(), heatmap.ravel())[0, 1]:.2f} with the one before"
+        )
+    return words
+
+
+def to_captum(heat: Any, image: Any = None) -> dict[str, Any]:
+    """What ``captum.attr.visualization.visualize_image_attr`` and ``…_multiple`` need.
+
+    Captum's functions scale each map anew, draw a map smaller than the image into its corner, take
+    `(1, H, W)` for an image of one row, and fail on flat maps, on maps without a value of the sign
+    that is asked for, and on NaN. What this returns is of the form `(H, W, 1)`, as large as the
+    image, with a largest absolute value of 1, and goes through every method and sign that Captum
+    allows (not ``sign="all"`` with ``"masked_image"`` or ``"alpha_scaling"``, which mean nothing).
+
+    Where no value is positive, or none negative, the faintest pixel becomes 0.0001 or -0.0001, so
+    that the picture for that sign is empty but for this pixel. NaN becomes 0, with a warning. No
+    outlier is cut off, so that maps stay comparable.
+
+    Args:
+        heat (array or Tensor): `(h, w)`, `(1, h, w)` or `(1, 1, h, w)`, any range.
+        image (array or Tensor, optional): `(H, W, 3)`, `(H, W, 1)` or `(H, W)`, float in [0, 1].
+            Default: None (the heat map keeps its size)
+
+    Returns:
+        *dict*: Keyword arguments: `attr` `(H, W, 1)`, `original_image` `(H, W, 3)` or None, and
+        `outlier_perc`.
+
+    Raises:
+        ValueError: If a shape or a range does not fit.
+
+    Example::
+
+        >>> from captum.attr import visualization
+        >>> given = to_captum(torch.zeros(1, 1, 7, 7), np.full((16, 16, 3), 0.5))
+        >>> given["attr"].shape
+        (16, 16, 1)
+        >>> figure, axes = visualization.visualize_image_attr(
+        ...     **given, method="blended_heat_map", sign="positive", use_pyplot=False
+        ... )
+    """
+    values = _array(heat)
+    if values.ndim < 2 or values.size != values.shape[-1] * values.shape[-2] or not values.size:
+        raise ValueError(
+            f"`heat` must have shape (h, w), (1, h, w) or (1, 1, h, w); got {values.shape}. "
+            "Take one example and one channel."
+        )
+    values = values.reshape(values.shape[-2:]).astype(np.float32)
+    if not np.isfinite(values).all():
+        warnings.warn(f"{describe(values) or 'infinite values'}; drawn as 0", stacklevel=2)
+        values = np.where(np.isfinite(values), values, 0)
+    picture = None
+    if image is not None:
+        picture = _array(image)
+        picture = picture[..., None] if picture.ndim == 2 else picture
+        picture = picture.repeat(3, axis=2) if picture.shape[2:] == (1,) else picture
+        picture = _check_image(picture)
+        maps = torch.from_numpy(values)[None, None]
+        values = enlarge(maps, picture.shape[:2])[0, 0].numpy()
+    attr = values / (np.abs(values).max() or 1)
+    faintest = iter(np.argsort(np.abs(attr), axis=None, kind="stable"))
+    for sign in (1, -1):
+        if (sign * attr).max() < _TRACE:
+            place = next(faintest, None)  # a map of one pixel has room for one sign
+            if place is not None:
+                attr.flat[place] = sign * _TRACE
+    return {"attr": attr[..., None], "original_image": picture, "outlier_perc": 0}
 
 
 class _Parts:

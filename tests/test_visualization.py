@@ -5,13 +5,21 @@ import sys
 import numpy as np
 import pytest
 import torch
+from captum.attr import visualization as captums
 from matplotlib import colormaps
 from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.visualization import compare, describe, groups, overlay
+from captum_clustered.visualization import (
+    compare,
+    describe,
+    groups,
+    overlay,
+    sweep,
+    to_captum,
+)
 
 GRAY = np.full((6, 8, 3), 0.4)
 RAMP = np.linspace(0, 1, 48).reshape(6, 8)
@@ -272,3 +280,154 @@ def test_groups_refuses_what_has_no_picture():
         groups(result)
     with pytest.raises(ValueError, match=r"`example` must be one of 1; got 1"):
         groups(_result([0, 1]), example=1)
+
+
+def test_compare_has_images_in_rows_and_methods_in_columns():
+    images = np.stack([GRAY, GRAY, GRAY])
+    maps = np.stack([RAMP, RAMP[::-1], np.zeros_like(RAMP)])
+    figure = compare(
+        images,
+        {"a": maps, "b": torch.from_numpy(maps)},
+        scores=[0.8, 0.5, 0.2],
+        masked_scores={"a": [0.4, 0.6, 0.1]},
+        outlines=[RAMP > 0.5, [[1, 1, 4, 5]], None],
+    )
+    titles = [ax.get_title() for ax in figure.axes[:9]]
+    assert titles[:3] == ["image: 0.80", "a: 0.40, drop 50 %", "b"]
+    assert titles[4] == "a: 0.60, drop 0 %"
+    assert figure.axes[7].get_xlabel() == "flat map: the same value everywhere"
+    np.testing.assert_allclose(
+        figure.axes[4].images[0].get_array(), overlay(GRAY, maps[1], outline=[[1, 1, 4, 5]])
+    )
+    assert _inside(figure)
+
+
+@pytest.mark.parametrize("name", ["scores", "outlines"])
+def test_compare_wants_an_entry_for_each_image(name):
+    with pytest.raises(ValueError, match=rf"`{name}` must have one entry for each of the 1 images"):
+        compare(GRAY, {"a": RAMP}, **{name: [1, 2]})
+    with pytest.raises(ValueError, match=r"`heatmaps\['a'\]` must have one entry .*; got 1"):
+        compare(np.stack([GRAY, GRAY]), {"a": RAMP[None]})
+
+
+def test_outlines_are_white_in_black():
+    box = overlay(GRAY, RAMP, outline=[[2, 1, 6, 5]])
+    mask = np.zeros((6, 8), bool)
+    mask[1:5, 2:6] = True
+    np.testing.assert_array_equal(box, overlay(GRAY, RAMP, outline=mask))
+    plain = overlay(GRAY, RAMP)
+    assert (box[1, 2:6] == 1).all()
+    assert (box[0, 2:6] == 0).all()
+    np.testing.assert_array_equal(box[2:4, 3:5], plain[2:4, 3:5] * 0)  # within four pixels of edge
+    with pytest.raises(ValueError, match=r"`outline` must be a mask of shape \(6, 8\) or boxes"):
+        overlay(GRAY, RAMP, outline=np.ones((3, 3)))
+
+
+def test_an_overlay_goes_into_axes():
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    picture = overlay(GRAY, RAMP, ax=ax)
+    np.testing.assert_array_equal(ax.images[0].get_array(), picture)
+
+
+# Captum's own functions
+
+MAPS = {
+    "mixed": torch.linspace(-2, 3, 12).view(1, 1, 3, 4),
+    "zero": torch.zeros(3, 4),
+    "flat": torch.full((1, 3, 4), 0.7),
+    "positive": torch.rand(3, 4).requires_grad_(),
+    "negative": -torch.rand(3, 4).half() - 0.1,
+    "faint": torch.rand(3, 4) * 1e-9,
+    "single": torch.ones(1, 1),
+}
+METHODS = ("heat_map", "blended_heat_map", "original_image", "masked_image", "alpha_scaling")
+SIGNS = ("positive", "absolute_value", "negative", "all")
+
+
+@pytest.mark.parametrize("heat", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("image", [GRAY, GRAY[..., :1], GRAY[..., 0]], ids=["rgb", "one", "gray"])
+def test_captum_draws_every_map_in_every_method_and_sign(heat, image):
+    given = to_captum(heat, image)
+    assert given["attr"].shape == (6, 8, 1)
+    assert np.abs(given["attr"]).max() <= 1
+    for method in METHODS:
+        for sign in SIGNS:
+            if sign == "all" and method in {"masked_image", "alpha_scaling"}:
+                continue  # refused by design
+            captums.visualize_image_attr(**given, method=method, sign=sign, use_pyplot=False)
+    methods = [m for m in METHODS for s in SIGNS if s != "all"]
+    signs = [s for m in METHODS for s in SIGNS if s != "all"]
+    _figure, axes = captums.visualize_image_attr_multiple(
+        **given, methods=methods, signs=signs, use_pyplot=False
+    )
+    assert len(axes) == 15
+
+
+def test_captum_gets_the_map_as_large_as_the_image_and_without_outliers():
+    heat = torch.rand(1, 1, 3, 4) + 0.1
+    attr = to_captum(heat, GRAY)["attr"][..., 0]
+    large = torch.nn.functional.interpolate(heat, (6, 8), mode="bilinear")[0, 0].numpy()
+    expected = large / large.max()
+    touched = ~np.isclose(attr, expected, atol=1e-6)
+    assert touched.sum() == 1  # the faintest pixel, for the sign that is missing
+    assert attr[touched] == pytest.approx(-1e-4)
+    assert expected[touched] == expected.min()
+    _, ax = captums.visualize_image_attr(
+        **to_captum(heat, GRAY), method="heat_map", sign="positive", use_pyplot=False
+    )
+    np.testing.assert_allclose(ax.images[0].get_array(), attr.clip(0), atol=1e-6)
+
+
+def test_captum_gets_no_nan():
+    heat = torch.tensor([[0.0, torch.nan], [1.0, -torch.inf]])
+    with pytest.warns(UserWarning, match="broken map: 1 of 4 values are NaN; drawn as 0"):
+        given = to_captum(heat, GRAY)
+    captums.visualize_image_attr(**given, method="heat_map", sign="all", use_pyplot=False)
+
+
+def test_captum_gets_one_map_only():
+    with pytest.raises(ValueError, match=r"`heat` must have shape .*; got \(2, 3, 4\)"):
+        to_captum(torch.zeros(2, 3, 4), GRAY)
+
+
+# Sweep
+
+
+def test_sweep_shows_each_number_of_groups():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 24, 2))
+    nn.init.uniform_(model[3].weight)  # each map speaks for the class
+    x = torch.rand(1, 3, 6, 8)
+    results = {
+        k: ClusteredLayerAblation(model.eval(), model[1], n_clusters=k).explain(x, target=0)
+        for k in (16, 2, 4, 8)
+    }
+    figure = sweep(GRAY, results, title="a sweep")
+    titles = [ax.get_title() for ax in figure.axes if ax.get_visible()]
+    assert titles[:5] == ["image", "K=2", "K=4", "K=8", "K=16"]
+    notes = [ax.get_xlabel() for ax in figure.axes[1:5]]
+    assert notes[0].startswith("2 groups, largest drop ")
+    assert "\nr = " not in notes[0]
+    heats = [_enlarged(results[k]) for k in (2, 4)]
+    r = np.corrcoef(heats[0].ravel(), heats[1].ravel())[0, 1]
+    assert notes[1].endswith(f"\nr = {r:.2f} with the one before")
+    assert _inside(figure)
+
+
+def _enlarged(result):
+    return torch.nn.functional.interpolate(result.attributions, (6, 8), mode="bilinear").numpy()
+
+
+def test_sweep_says_that_a_map_is_flat():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2))
+    nn.init.zeros_(model[3].weight)
+    result = ClusteredLayerAblation(model.eval(), model[1]).explain(torch.rand(1, 3, 6, 8), 0)
+    figure = sweep(GRAY, {64: result})
+    assert figure.axes[1].get_xlabel() == "flat map: the same value everywhere"
+
+
+def test_sweep_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="`results` must have at least one result; got none"):
+        sweep(GRAY, {})

@@ -6,8 +6,8 @@ what is to be done, :mod:`images <captum_clustered.evaluation.images>` finds the
 :mod:`measures <captum_clustered.evaluation.measures>` judges the maps;
 :mod:`records <captum_clustered.evaluation.records>` keeps the rows, of which
 :mod:`report <captum_clustered.evaluation.report>` and
-:mod:`figures <captum_clustered.evaluation.figures>` make tables and pictures. Here they are put
-together.
+:mod:`figures <captum_clustered.evaluation.figures>` make tables and pictures, and
+:mod:`pages <captum_clustered.evaluation.pages>` HTML. Here they are put together.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_clustered import methods
+from captum_clustered._extras import require
 from captum_clustered._files import whole
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.evaluation import figures, measures, records, report, running
+from captum_clustered.evaluation import figures, measures, pages, records, report, running
 from captum_clustered.evaluation.images import (
     Item,
     find_images,
@@ -131,6 +132,7 @@ class _Job:
     metrics: tuple[str, ...]
     config: dict[str, Any]
     notes: list[str]
+    show: Callable[[str], Any]
 
     @property
     def images(self) -> list[str]:
@@ -142,6 +144,8 @@ class _Job:
 
 
 def _prepare(settings: Settings, world: World) -> _Job:
+    if settings.html:
+        require("jinja2", "html", "to write HTML pages")
     wanted = variants(settings, _kinds())
     items = find_images(settings.data, settings.limit)
     metrics = measures.check_metrics(
@@ -217,7 +221,24 @@ def _prepare(settings: Settings, world: World) -> _Job:
             "processes": world.size,
         },
     }
-    return _Job(settings, work, wanted, metrics, config, _notes(config, items, loaded))
+    paths = {item.name: item.path for item in items}
+    return _Job(
+        settings,
+        work,
+        wanted,
+        metrics,
+        config,
+        _notes(config, items, loaded),
+        lambda image: _shown(loaded, paths[image]),
+    )
+
+
+def _shown(loaded: LoadedModel, path: Path) -> Any:
+    """What the model sees of an image; None where it cannot be read."""
+    try:
+        return loaded.display(read_image(path))
+    except (ValueError, OSError):
+        return None
 
 
 def _kinds() -> dict[str, Kind]:
@@ -463,6 +484,8 @@ def _finish(job: _Job) -> Outcome:
         with whole(out / name) as part:
             part.write_text(text, encoding="utf-8")
         files.append(out / name)
+    if job.settings.html:
+        files.append(pages.write(out, found, rows, job.images, job.show))
     pictures = {"intervals": figures.intervals(found)}
     for kind in ("insertion", "deletion"):
         if kind in job.metrics:

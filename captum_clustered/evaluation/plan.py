@@ -58,6 +58,7 @@ class Settings:
         weights (str): ``"default"`` or ``"none"``.
         device (str): ``"auto"``, ``"cpu"`` or ``"cuda"``.
         seed (int): Of everything that draws at random.
+        html (bool): Whether there are pages, one for all images and one for each.
     """
 
     data: Path
@@ -81,6 +82,7 @@ class Settings:
     weights: str = "default"
     device: str = "auto"
     seed: int = 0
+    html: bool = False
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, TARGETS)

@@ -1,0 +1,367 @@
+"""Medical images: DICOM frames, volumes of NIfTI and NumPy files, and pictures saved as DICOM.
+
+pydicom (extra ``dicom``) and nibabel (extra ``nifti``) load when a file asks for them. Of a DICOM
+file only the pixels and what is needed to show them are used: no name, date or number of a patient
+or study leaves this module, except for what :func:`save_secondary_capture` is told to keep. What is
+burned into the pixels stays in them; where the file says so, a warning does too.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captum_clustered._extras import require
+from captum_clustered._files import whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["is_dicom", "is_volume", "read_dicom", "read_volume", "save_secondary_capture"]
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_VOLUME_SUFFIXES = (".npy", ".nii", ".nii.gz")
+_PHOTOMETRIC = (
+    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT",
+    "YBR_RCT", "YBR_PARTIAL_420",
+)  # fmt: skip
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+# what lets a viewer sort the picture to its study
+_IDENTIFIERS = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+    "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+    "ReferringPhysicianName",
+)  # fmt: skip
+_EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
+    "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its first bytes, or by its name where these say nothing.
+
+    Example::
+
+        >>> is_dicom(Path("missing.dcm")), is_dicom(Path("photo.jpg"))
+        (True, False)
+    """
+    if path.suffix.lower() in _DICOM_SUFFIXES:
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a file is a volume, by its name.
+
+    Example::
+
+        >>> is_volume(Path("scan.nii.gz")), is_volume(Path("scan.png"))
+        (True, False)
+    """
+    return path.name.lower().endswith(_VOLUME_SUFFIXES)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
+    """Reads a frame as a viewer would show it.
+
+    Grey values go through the file's modality and VOI transformations (the first window or table;
+    without one, bytes stay as they are and deeper values are stretched from their minimum to their
+    maximum, padding left out), and MONOCHROME1 is turned round, so that larger is brighter. YBR and
+    palette colours become RGB.
+
+    Args:
+        path (str or Path): The file.
+        frame (int, optional): Which frame, counted from 1 as in DICOM. Default: 1
+
+    Returns:
+        *tuple*: The frame as PIL image in mode ``"RGB"``, and the number of frames in the file.
+
+    Raises:
+        ValueError: If the file is missing, is not DICOM, has no pixels or not so many frames, or if
+            its pixels cannot be decoded. No message repeats what the file says.
+        ImportError: If pydicom is missing.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    dataset = _dataset(path)
+    if "PixelData" not in dataset:
+        raise ValueError(f"image must have pixels; {path} is DICOM without any.")
+    n_frames = int(dataset.get("NumberOfFrames") or 1)
+    if not 1 <= frame <= n_frames:
+        raise ValueError(f"`frame` must be from 1 to {n_frames}, as {path} has; got {frame}.")
+    if str(dataset.get("PhotometricInterpretation", "")) not in _PHOTOMETRIC:
+        raise ValueError(
+            f"image must have one of the photometric interpretations {', '.join(_PHOTOMETRIC)}; "
+            f"{path} has another, or none."
+        )
+    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
+        warnings.warn(
+            f"{path} says that it has text burned into its pixels, which may name the patient; all "
+            "pictures made of it show that text",
+            stacklevel=2,
+        )
+    pixels = require("pydicom.pixels", "dicom", "to read DICOM")
+    try:
+        with _quiet():
+            shown = _shown(pixels, dataset, frame)
+    except Exception as error:  # a decoder's words may repeat what the file says
+        syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "unknown")
+        raise ValueError(
+            f"image {path} cannot be decoded ({type(error).__name__}; transfer syntax {syntax}). "
+            "Compressed pixels may need a decoder: pip install pylibjpeg pylibjpeg-libjpeg "
+            "pylibjpeg-openjpeg."
+        ) from None
+    return Image.fromarray(np.round(255 * shown).astype(np.uint8)).convert("RGB"), n_frames
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back warnings, since pydicom's repeat the values of tags."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _dataset(path: Path) -> Any:
+    pydicom = require("pydicom", "dicom", "to read DICOM")
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise ValueError(f"image must be a file; got {path}, which {what}.")
+    try:
+        with _quiet():
+            dataset = pydicom.dcmread(path, force=path.suffix.lower() in _DICOM_SUFFIXES)
+            if not dataset:
+                raise ValueError
+            if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set
+                dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    except Exception as error:  # whatever the parser may raise
+        raise ValueError(
+            f"image {path} cannot be read as DICOM ({type(error).__name__})."
+        ) from None
+    return dataset
+
+
+def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
+    """The frame in [0, 1], `(H, W)` or `(H, W, 3)`."""
+    n_frames = int(dataset.get("NumberOfFrames") or 1)
+    values = pixels.pixel_array(dataset, index=frame - 1 if n_frames > 1 else None)
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric == "PALETTE COLOR":
+        coloured = pixels.apply_color_lut(values, dataset)
+        return np.asarray(coloured / float(np.iinfo(coloured.dtype).max))
+    if values.ndim == 3:  # RGB by now, whatever it was in the file
+        return np.asarray(np.clip(values / (2.0 ** int(dataset.BitsStored) - 1), 0, 1))
+    view = _with_groups(dataset, frame)
+    stored, values = values, pixels.apply_modality_lut(values, view)
+    if view.get("VOILUTSequence"):
+        depth = int(view.VOILUTSequence[0].LUTDescriptor[2])
+        gray = pixels.apply_voi_lut(values, view) / (2.0**depth - 1)
+    elif "WindowWidth" in view and "WindowCenter" in view:
+        # what is far below and above the window tells the range that it gives
+        ends = np.array([-1e12, 1e12])
+        with np.errstate(over="ignore"):
+            low, high = pixels.apply_windowing(ends, view)
+            gray = (pixels.apply_windowing(values, view) - low) / (high - low)
+    elif int(dataset.BitsStored) == 8 and int(dataset.PixelRepresentation) == 0:
+        gray = stored / 255.0
+    else:
+        gray = _stretched(values, stored != dataset.get("PixelPaddingValue", math.nan))
+    gray = np.asarray(np.clip(gray, 0, 1))
+    return 1 - gray if photometric == "MONOCHROME1" else gray
+
+
+def _with_groups(dataset: Any, frame: int) -> Any:
+    """A data set on whose top level stand the frame's own window and rescaling."""
+    from pydicom.dataset import Dataset
+
+    names = (
+        "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "ModalityLUTSequence",
+        "RescaleSlope", "RescaleIntercept", "RescaleType", "VOILUTSequence", "WindowCenter",
+        "WindowWidth", "VOILUTFunction",
+    )  # fmt: skip
+    view = Dataset()
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
+    own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])[frame - 1 : frame]
+    sources = [dataset]
+    for group in [*shared, *own]:
+        for kind in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            sources += list(group.get(kind) or [])[:1]
+    for source in sources:
+        for name in names:
+            if source.get(name) is not None:
+                setattr(view, name, source[name].value)
+    return view
+
+
+def _stretched(values: np.ndarray, inside: Any) -> np.ndarray:
+    counted = values[np.broadcast_to(inside, values.shape)]
+    counted = counted if counted.size else values
+    low, high = float(counted.min()), float(counted.max())
+    scaled: np.ndarray = (values.astype(float) - low) / ((high - low) or 1)
+    return scaled
+
+
+def read_volume(path: str | Path) -> np.ndarray:
+    """Reads a volume for a network of three dimensions.
+
+    Args:
+        path (str or Path): A ``.npy`` file, never unpickled, or NIfTI (``.nii``, ``.nii.gz``),
+            scaled as its header says. NIfTI is turned to the axes right, anterior, superior and
+            given back as `(slice, row, column)`: slices from below, the front on top, the patient's
+            right on the left side, as radiologists look at it.
+
+    Returns:
+        *array*: float32, `(D, H, W)` or, from a ``.npy`` file of four axes, `(C, D, H, W)`.
+
+    Raises:
+        ValueError: If the file is missing, damaged or no such volume.
+        ImportError: If nibabel is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise ValueError(f"volume must be a file; got {path}, which {what}.")
+    read: Callable[[Path], np.ndarray] = _read_npy
+    if path.suffix.lower() != ".npy":
+        require("nibabel", "nifti", "to read NIfTI")
+        read = _read_nifti
+    try:
+        volume = read(path)
+    except Exception as error:  # headers are not repeated
+        raise ValueError(f"volume {path} cannot be read ({type(error).__name__}).") from None
+    axes = (3,) if read is _read_nifti else (3, 4)
+    if volume.ndim not in axes or not volume.size or volume.dtype.kind not in "biuf":
+        raise ValueError(
+            f"volume must have real numbers in {' or '.join(map(str, axes))} axes; {path} has "
+            f"shape {volume.shape} and dtype {volume.dtype}."
+        )
+    return np.ascontiguousarray(volume, dtype=np.float32)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    volume: np.ndarray = np.load(path, allow_pickle=False)
+    return volume
+
+
+def _read_nifti(path: Path) -> np.ndarray:
+    import nibabel
+
+    canonical: Any = nibabel.as_closest_canonical
+    image = canonical(nibabel.load(path))
+    voxels: np.ndarray = np.asarray(image.dataobj)
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3:
+        return voxels
+    # x to the patient's right side, y to the front, z up, each growing; rows count downwards
+    return voxels[::-1, ::-1, :].transpose(2, 1, 0)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save_secondary_capture(
+    picture: np.ndarray,
+    path: str | Path,
+    *,
+    source: str | Path | None = None,
+    frame: int = 1,
+    keep_identifiers: bool = False,
+    description: str = "Heat map of a classifier, not for diagnosis",
+) -> None:
+    """Saves a picture as DICOM Secondary Capture, in colours and uncompressed.
+
+    Args:
+        picture (array): `(H, W, 3)`, float in [0, 1].
+        path (str or Path): Where to.
+        source (str or Path, optional): The DICOM file that the picture was made of. Default: None
+        frame (int, optional): Which of its frames, from 1. Default: 1
+        keep_identifiers (bool, optional): Whether patient and study of `source` are written, with a
+            reference to the image, so that the picture becomes part of the study. Otherwise patient
+            and study stay empty, and all UIDs are new. Default: False
+        description (str, optional): Stands in the series and in the derivation. Default: as above
+
+    Raises:
+        ValueError: If identifiers are to be kept, but there is no source.
+        ImportError: If pydicom is missing.
+    """
+    require("pydicom", "dicom", "to write DICOM")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, generate_uid
+
+    if keep_identifiers and source is None:
+        raise ValueError("`keep_identifiers` must have a `source`, a DICOM file; got none.")
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"`picture` must have shape (H, W, 3); got {picture.shape}.")
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID = UID(_SECONDARY_CAPTURE)
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.StudyInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = generate_uid()
+    for name in _EMPTY:
+        setattr(dataset, name, "")
+    if source is not None:
+        original = _dataset(Path(source))
+        if str(original.get("BurnedInAnnotation", "")).upper() in ("YES", "NO"):
+            dataset.BurnedInAnnotation = str(original.BurnedInAnnotation).upper()
+        if keep_identifiers:
+            with _quiet():
+                _keep(dataset, original, frame)
+    dataset.Modality = "OT"
+    dataset.ConversionType = "WSD"  # made at a workstation
+    dataset.Manufacturer = "captum_clustered"
+    dataset.SeriesDescription = description[:64]
+    dataset.SeriesNumber = None
+    dataset.InstanceNumber = 1
+    dataset.PatientOrientation = ""
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.DerivationDescription = description[:1024]
+    dataset.SamplesPerPixel = 3
+    dataset.PhotometricInterpretation = "RGB"
+    dataset.PlanarConfiguration = 0
+    dataset.Rows, dataset.Columns = picture.shape[:2]
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    dataset.PixelRepresentation = 0
+    data = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB"
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE)
+    dataset.file_meta = meta
+    with whole(Path(path)) as part:
+        dataset.save_as(part, enforce_file_format=True)
+
+
+def _keep(dataset: Any, original: Any, frame: int) -> None:
+    from pydicom.dataset import Dataset
+
+    for name in _IDENTIFIERS:
+        if original.get(name) is not None:
+            setattr(dataset, name, str(original.get(name)))
+    if "SOPClassUID" in original and "SOPInstanceUID" in original:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = original.SOPClassUID
+        reference.ReferencedSOPInstanceUID = original.SOPInstanceUID
+        if int(original.get("NumberOfFrames") or 1) > 1:
+            reference.ReferencedFrameNumber = frame
+        dataset.SourceImageSequence = [reference]

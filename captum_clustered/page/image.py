@@ -1,0 +1,192 @@
+"""The page about one image: its heat map, and the groups behind it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_clustered._files import without_nan
+from captum_clustered.heatmap import enlarge
+from captum_clustered.page import picture_uri, render
+
+if TYPE_CHECKING:
+    from captum_clustered.ablation import ClusteredAttribution
+
+__all__ = ["ClassScore", "image_page", "packed"]
+
+_CMAP = "inferno"  # as in the pictures
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class among the highest.
+
+    Attributes:
+        index (int): Its number.
+        name (str or None): Its name.
+        score (float): What the model gives.
+        probability (float): In [0, 1].
+        is_target (bool): Whether it is the class that is explained.
+    """
+
+    index: int
+    name: str | None
+    score: float
+    probability: float
+    is_target: bool = False
+
+
+def image_page(
+    pictures: np.ndarray,
+    levels: Mapping[int, ClusteredAttribution],
+    chosen: int,
+    *,
+    title: str,
+    subtitle: str,
+    classes: Sequence[ClassScore] = (),
+    settings: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """A page about one image: its heat map, the groups behind it, and all settings.
+
+    Args:
+        pictures (array): What the model sees, `(H, W, 3)`, or `(D, H, W, 3)` for a volume, float in
+            [0, 1].
+        levels (mapping): Results of one example by the number of groups that was asked for.
+        chosen (int): Which of them is shown first.
+        title (str): The heading.
+        subtitle (str): A line beneath, such as the class.
+        classes (sequence of ClassScore, optional): The highest classes. Default: ()
+        settings (mapping, optional): Name and value of whatever led to the map; mappings within are
+            flattened. Default: None
+        notes (sequence of str, optional): Warnings above the picture. Default: ()
+
+    Returns:
+        *str*: The HTML.
+
+    Raises:
+        ValueError: If `chosen` is not among the levels.
+        ImportError: If Jinja2 is missing.
+    """
+    if chosen not in levels:
+        raise ValueError(f"`chosen` must be one of {sorted(levels)}; got {chosen}.")
+    slices = pictures if pictures.ndim == 4 else pictures[None]
+    size = pictures.shape[:-1]
+    counts = sorted(levels)
+    data = {
+        "size": [len(slices), *slices.shape[1:3]],
+        "slices": [picture_uri(picture) for picture in slices],
+        "start": int(_busiest(levels[chosen], size)),
+        "levels": [_level(levels[count], count, size) for count in counts],
+        "chosen": counts.index(chosen),
+        "colours": _colours(),
+    }
+    return render(
+        "image.html",
+        title=title,
+        subtitle=subtitle,
+        notes=list(notes),
+        data=without_nan(data),
+        classes=classes,
+        settings=_flat(settings or {}),
+    )
+
+
+def packed(grid: Tensor, size: Sequence[int]) -> dict[str, Any]:
+    """A map as bytes, with the range that it has once it is enlarged.
+
+    Args:
+        grid (Tensor): `(h, w)` or `(d, h, w)`, any range.
+        size (sequence of int): What the page enlarges it to.
+
+    Returns:
+        *dict*: The grid's shape of three axes, its values as base64 of bytes from 0 (minimum) to
+        255 (maximum), `low` and `high` of the enlarged bytes, and the range of the values. NaN is
+        0.
+    """
+    values = grid.detach().float().cpu()
+    finite = torch.isfinite(values)
+    values = torch.where(finite, values, 0)
+    low, high = float(values.min()), float(values.max())
+    scaled = ((values - low) * (255 / ((high - low) or 1))).round()
+    large = enlarge(scaled[None, None], size)
+    return {
+        "grid": [*[1] * (3 - values.ndim), *values.shape],
+        "bytes": base64.b64encode(scaled.to(torch.uint8).numpy().tobytes()).decode(),
+        "low": float(large.min()),
+        "high": float(large.max()),
+        "range": [low, high],
+        "finite": bool(finite.all()),
+    }
+
+
+def _level(result: ClusteredAttribution, count: int, size: Sequence[int]) -> dict[str, Any]:
+    maps, labels = _one(result.activations).detach().float().cpu(), _one(result.labels).cpu()
+    valid, ablated, weights = (
+        _one(field).cpu() for field in (result.valid, result.ablated_scores, result.group_weights)
+    )
+    score = float(result.scores[0])
+    groups = []
+    for group in valid.nonzero().flatten().tolist():
+        members = (labels == group).nonzero().flatten().tolist()
+        groups.append(
+            {
+                "members": members,
+                "drop": score - float(ablated[group]),
+                "without": float(ablated[group]),
+                "weight": float(weights[group]),
+                **packed(maps[members].mean(0), size),
+            }
+        )
+    dead = int((maps.flatten(1) == 0).all(1).sum())
+    return {
+        "asked": count,
+        "score": score,
+        "map": packed(_one(result.attributions)[0], size),
+        "groups": sorted(groups, key=lambda found: -len(found["members"])),
+        "maps": len(maps),
+        "dead": dead,
+        "left_out": int((labels < 0).sum()) - dead,
+        "replay": result.replay,
+    }
+
+
+def _one(field: Any) -> Tensor:
+    """The first example's part."""
+    if not isinstance(field, Tensor):
+        raise ValueError(f"`levels` must be of a layer with one tensor; got {len(field)}.")
+    return field[0]
+
+
+def _busiest(result: ClusteredAttribution, size: Sequence[int]) -> int:
+    """The slice with the most heat."""
+    if len(size) == 2:
+        return 0
+    large = enlarge(_one(result.attributions)[None].float(), size)[0, 0]
+    return int(large.nan_to_num().sum((1, 2)).argmax())
+
+
+def _colours() -> str:
+    from matplotlib import colormaps
+
+    table = np.round(255 * colormaps[_CMAP](np.arange(256))[:, :3]).astype(np.uint8)
+    return base64.b64encode(table.tobytes()).decode()
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        words = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{words}: ")
+        elif isinstance(value, float):
+            rows.append((words, f"{value:.6g}"))
+        else:
+            rows.append((words, "-" if value is None else str(value)))
+    return rows

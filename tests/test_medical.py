@@ -1,0 +1,301 @@
+"""DICOM, NIfTI and NumPy volumes: right pixels, the right way up, and no word of the patient."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from captum_clustered import cli
+from captum_clustered.medical import (
+    is_dicom,
+    is_volume,
+    read_dicom,
+    read_volume,
+    save_secondary_capture,
+)
+
+pydicom = pytest.importorskip("pydicom", reason="needs pydicom")
+nibabel = pytest.importorskip("nibabel", reason="needs nibabel")
+
+PATIENT = "Doe^Secret"
+NUMBER = "ID-4711-SECRET"
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def _dicom(path, pixels, photometric="MONOCHROME2", bits=8, signed=False, **tags):
+    """A file with pixels `(frames, H, W)`, `(H, W)` or `(H, W, 3)`."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = UltrasoundImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
+    data.PatientName, data.PatientID, data.PatientBirthDate = PATIENT, NUMBER, "19700101"
+    data.InstitutionName, data.StudyDate = "Secret Hospital", "20200229"
+    colours = photometric in ("RGB", "YBR_FULL")
+    if pixels.ndim == 3 and not colours:
+        data.NumberOfFrames = len(pixels)
+    rows = pixels.shape[0 if colours else -2]
+    data.Rows, data.Columns = rows, pixels.shape[1 if colours else -1]
+    data.SamplesPerPixel = 3 if colours else 1
+    if colours:
+        data.PlanarConfiguration = 0
+    data.PhotometricInterpretation = photometric
+    data.BitsAllocated = 8 * pixels.dtype.itemsize
+    data.BitsStored, data.HighBit = bits, bits - 1
+    data.PixelRepresentation = int(signed)
+    data.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _gray(path, frame=1):
+    image, _ = read_dicom(path, frame)
+    assert image.mode == "RGB"
+    pixels = np.asarray(image)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+def test_bytes_stay_as_they_are(tmp_path):
+    np.testing.assert_array_equal(_gray(_dicom(tmp_path / "a.dcm", RAMP)), RAMP)
+
+
+def test_monochrome1_is_turned_round(tmp_path):
+    found = _gray(_dicom(tmp_path / "a.dcm", RAMP, "MONOCHROME1"))
+    np.testing.assert_array_equal(found, 255 - RAMP)
+
+
+def test_deep_values_are_stretched_without_the_padding(tmp_path):
+    pixels = np.array([[-2000, 100], [300, 500]], dtype=np.int16)
+    path = _dicom(tmp_path / "a.dcm", pixels, bits=16, signed=True, PixelPaddingValue=-2000)
+    np.testing.assert_array_equal(_gray(path), [[0, 0], [128, 255]])
+
+
+def test_windows_are_applied_after_the_rescaling(tmp_path):
+    pixels = np.array([[0, 1000], [1050, 2000]], dtype=np.int16)
+    path = _dicom(
+        tmp_path / "a.dcm",
+        pixels,
+        bits=12,
+        signed=True,
+        RescaleSlope=1,
+        RescaleIntercept=-1000,
+        WindowCenter=50,
+        WindowWidth=101,
+    )
+    found = _gray(path)  # from 0 to 100 after the rescaling
+    np.testing.assert_allclose(found, [[0, 0], [127.5, 255]], atol=2)
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+def test_colours(tmp_path, photometric):
+    colours = np.array([[[250, 10, 20], [10, 250, 30]], [[20, 30, 250], [128, 128, 128]]], np.uint8)
+    stored = colours
+    if photometric == "YBR_FULL":
+        stored = np.asarray(Image.fromarray(colours).convert("YCbCr"))
+    image, frames = read_dicom(_dicom(tmp_path / "a.dcm", stored, photometric))
+    assert frames == 1
+    np.testing.assert_allclose(np.asarray(image), colours, atol=4)
+
+
+def test_palettes(tmp_path):
+    pixels = np.array([[0, 1], [2, 3]], dtype=np.uint8)
+    tables = {}
+    for number, name in enumerate(("Red", "Green", "Blue")):
+        values = np.roll(np.array([0, 20000, 40000, 65535], dtype="<u2"), number)
+        tables[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, 16]
+        tables[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    image, _ = read_dicom(_dicom(tmp_path / "a.dcm", pixels, "PALETTE COLOR", **tables))
+    expected = np.array([0, 20000, 40000, 65535]) / 257
+    np.testing.assert_allclose(np.asarray(image)[..., 0].ravel(), expected, atol=1)
+    np.testing.assert_allclose(np.asarray(image)[..., 1].ravel(), np.roll(expected, 1), atol=1)
+
+
+def test_frames_are_counted_from_one(tmp_path):
+    path = _dicom(tmp_path / "a.dcm", np.stack([RAMP, RAMP[::-1], RAMP.T]))
+    np.testing.assert_array_equal(_gray(path, 2), RAMP[::-1])
+    assert read_dicom(path)[1] == 3
+    with pytest.raises(ValueError, match=r"`frame` must be from 1 to 3, .*; got 4"):
+        read_dicom(path, 4)
+
+
+def test_faults_are_said_without_the_files_words(tmp_path):
+    broken = tmp_path / "broken.dcm"
+    whole = _dicom(tmp_path / "whole.dcm", RAMP).read_bytes()
+    broken.write_bytes(whole[:-200])
+    nothing = tmp_path / "nothing.dcm"
+    nothing.write_bytes(b"no DICOM at all")
+    for path, words in (
+        (broken, "cannot be decoded"),
+        (nothing, "DICOM"),
+        (tmp_path / "missing.dcm", "does not exist"),
+        (_dicom(tmp_path / "p.dcm", RAMP, "ARGB"), "photometric interpretations .* has another"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            read_dicom(path)
+        assert "Secret" not in str(caught.value)
+        assert "4711" not in str(caught.value)
+
+
+def test_files_are_told_apart(tmp_path):
+    bare = tmp_path / "export"
+    bare.write_bytes(_dicom(tmp_path / "a.dcm", RAMP).read_bytes())
+    assert is_dicom(bare)
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    assert not is_dicom(tmp_path / "a.png")
+    assert is_volume(tmp_path / "Scan.NII.GZ")
+
+
+def test_text_in_the_pixels_is_warned_of(tmp_path):
+    path = _dicom(tmp_path / "a.dcm", RAMP, BurnedInAnnotation="YES")
+    with pytest.warns(UserWarning, match="text burned into its pixels"):
+        read_dicom(path)
+
+
+# Volumes
+
+
+def test_nifti_is_turned_as_radiologists_look_at_it(tmp_path):
+    voxels = np.zeros((4, 5, 6), dtype=np.float32)  # x to the left, y to the front, z up
+    voxels[0, 4, 5] = 1  # the patient's right, front, top
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    voxels = voxels[::-1]  # stored the other way round: x grows to the left
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.shape == (6, 5, 4)
+    place = np.unravel_index(volume.argmax(), volume.shape)
+    assert place[0] == 5  # the last slice is the highest
+    assert place[1] == 0  # the front on top
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (np.zeros((3, 4)), r"3 or 4 axes; .* shape \(3, 4\)"),
+        (np.zeros((2, 2, 2), dtype=complex), "real numbers"),
+        (None, "cannot be read"),
+    ],
+)
+def test_volumes_that_are_none(tmp_path, content, words):
+    path = tmp_path / "a.npy"
+    if content is None:
+        path.write_bytes(b"not an array")
+    else:
+        np.save(path, content)
+    with pytest.raises(ValueError, match=words):
+        read_volume(path)
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_volume(tmp_path / "a.npy")
+
+
+# Secondary Capture
+
+
+def test_a_picture_becomes_dicom_without_the_patient(tmp_path):
+    picture = np.random.default_rng(0).random((5, 7, 3))
+    source = _dicom(tmp_path / "a.dcm", RAMP)
+    save_secondary_capture(picture, tmp_path / "b.dcm", source=source)
+    saved = pydicom.dcmread(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(saved.pixel_array, np.round(255 * picture).astype(np.uint8))
+    original = pydicom.dcmread(source)
+    assert saved.PatientName == ""
+    assert saved.StudyInstanceUID != original.StudyInstanceUID
+    assert b"Secret" not in (tmp_path / "b.dcm").read_bytes()
+    save_secondary_capture(picture, tmp_path / "c.dcm", source=source, keep_identifiers=True)
+    kept = pydicom.dcmread(tmp_path / "c.dcm")
+    assert str(kept.PatientName) == PATIENT
+    assert kept.StudyInstanceUID == original.StudyInstanceUID
+    assert kept.SeriesInstanceUID != original.SeriesInstanceUID
+    assert kept.SourceImageSequence[0].ReferencedSOPInstanceUID == original.SOPInstanceUID
+
+
+def test_identifiers_need_a_source(tmp_path):
+    with pytest.raises(ValueError, match="`keep_identifiers` must have a `source`"):
+        save_secondary_capture(np.zeros((2, 2, 3)), tmp_path / "a.dcm", keep_identifiers=True)
+
+
+# The command
+
+
+def _explain(*arguments):
+    return CliRunner().invoke(cli.app, ["explain", *map(str, arguments)])
+
+
+def test_no_output_names_the_patient(tmp_path):
+    source = _dicom(
+        tmp_path / "scan.dcm", np.random.default_rng(0).integers(0, 255, (2, 64, 64), np.uint8)
+    )
+    out = tmp_path / "out"
+    model = ["--model", "efficientnet-lite0", "--weights", "none", "--clusters", 4, "--out", out]
+    result = _explain(source, *model, "--frame", 2, "--html", "--dicom")
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in out.iterdir()}
+    assert {"scan.html", "scan.json", "scan.overlay.dcm", "scan.overlay.png"} <= names
+    record = json.loads((out / "scan.json").read_text())
+    assert record["frame"] == {"number": 2, "of": 2}
+    for path in out.iterdir():
+        content = path.read_bytes()
+        for word in (b"Doe^", b"Secret", b"-SECRET", b"19700101", b"20200229"):
+            assert word not in content, path.name
+    for word in ("Doe", "-SECRET"):
+        assert word not in result.output
+    result = _explain(source, *model, "--dicom", "--dicom-identifiers")
+    assert result.exit_code == 0, result.output
+    assert str(pydicom.dcmread(out / "scan.overlay.dcm").PatientName) == PATIENT
+
+
+def test_identifiers_are_refused_where_there_are_none(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    result = _explain(tmp_path / "a.png", "--model", "resnet18", "--dicom", "--dicom-identifiers")
+    assert result.exit_code == 2
+    assert "must have DICOM files as images; got" in result.output
+
+
+@pytest.mark.parametrize("kind", ["npy", "nii"])
+def test_a_volume_through_a_network_of_three_dimensions(tmp_path, kind, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "made_here.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef volumes():\n"
+        "    model = nn.Sequential(nn.Conv3d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1),\n"
+        "                          nn.Flatten(), nn.Linear(6, 2))\n"
+        "    return model, lambda volume: torch.from_numpy(volume)[None]\n"
+    )
+    volume = np.random.default_rng(0).random((7, 8, 9)).astype(np.float32)
+    path = tmp_path / f"scan.{kind}"
+    if kind == "npy":
+        np.save(path, volume)
+    else:
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), path)
+    out = tmp_path / "out"
+    result = _explain(
+        path,
+        *("--model", "made_here:volumes", "--layer", "1", "--clusters", 3, "--html", "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    heat = np.load(out / "scan.heatmap.npy")
+    assert heat.shape == ((7, 8, 9) if kind == "npy" else (9, 8, 7))
+    assert 'id="slice"' in (out / "scan.html").read_text(encoding="utf-8")
+
+
+def test_one_that_fails_loses_no_other(tmp_path):
+    good = _dicom(tmp_path / "good.dcm", RAMP)
+    bad = tmp_path / "bad.dcm"
+    bad.write_bytes(b"nothing")
+    out = tmp_path / "out"
+    model = ["--model", "efficientnet-lite0", "--weights", "none", "--clusters", 4, "--out", out]
+    result = _explain(bad, good, *model)
+    assert result.exit_code == 2
+    assert "bad.dcm" in result.output
+    assert (out / "good.json").is_file()
