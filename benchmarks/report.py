@@ -194,7 +194,7 @@ def _runtime_figure(found: Mapping[str, Any]) -> Any:
         network, layer, batch = case.split("/")
         base = shown[0]["ratio"]["to"] if shown else ""
         ax.set_title(f"{network}, {layer}, batch {batch}", loc="left", fontsize=10)
-        ax.set_xlabel(f"time / {base}", fontsize=9)
+        ax.set_xlabel(f"time / {base}; blue: this package, grey: others", fontsize=9)
     return figure
 
 
@@ -457,6 +457,10 @@ def _axes(number: int, lines: Sequence[int]) -> tuple[Any, list[Any]]:
     return figure, [ax for (ax,) in axes]
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _plain(axis: Any, ticks: Sequence[float] | None = None) -> None:
     """Numbers as they are spoken on a logarithmic axis, few enough to be read."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
@@ -465,7 +469,7 @@ def _plain(axis: Any, ticks: Sequence[float] | None = None) -> None:
         axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
     else:
         axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
     axis.set_minor_formatter(NullFormatter())
 
 

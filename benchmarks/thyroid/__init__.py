@@ -1,0 +1,1 @@
+"""The experiment of the Clustered-CAM paper, redone on public thyroid ultrasound."""

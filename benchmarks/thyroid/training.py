@@ -1,0 +1,427 @@
+"""Cross-validation of a network on regions: ten folds, resumable, with a hold-out nobody saw.
+
+What a network's lower part makes of each picture is computed once and kept; only what lies behind
+it is trained. A fold's own part tests it, the next fold stops it early, the others train it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.thyroid.networks import NETWORKS, Network, TNet
+from benchmarks.thyroid.splits import HOLDOUT, Region, split
+from captum_clustered._checks import check_int
+from captum_clustered._files import whole, without_nan
+from captum_clustered.statistics import Interval, rate_interval
+
+__all__ = ["Training", "auc_interval", "best_of", "scores_of", "train"]
+
+_BEST = "best.safetensors"
+_BATCH = 16  # pictures that pass the lower part together
+
+
+@dataclass(frozen=True)
+class Training:
+    """What can be chosen.
+
+    Attributes:
+        network (str): A key of :data:`benchmarks.thyroid.networks.NETWORKS`.
+        folds (int): Number of folds.
+        holdout (float): Share of the regions that no fold sees.
+        pictures (int): Variants of each region, the first as it is; the others are flipped, turned,
+            cut and lit at random.
+        epochs (int): The most passes over the training part.
+        patience (int): Passes without a lower loss on the stopping part.
+        batch_size (int): Regions to a step.
+        learning_rate (float): Of AdamW.
+        weight_decay (float): Of AdamW.
+        pretrained (bool): Whether the lower part has ImageNet's weights.
+        seed (int): Of everything drawn.
+    """
+
+    network: str = "lite0"
+    folds: int = 10
+    holdout: float = 1 / 6
+    pictures: int = 8
+    epochs: int = 25
+    patience: int = 6
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    pretrained: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise ValueError(
+                f"`network` must be one of {', '.join(NETWORKS)}; got {self.network!r}."
+            )
+        check_int("folds", self.folds, 3)  # one tests, one stops
+        for name in ("pictures", "epochs", "patience", "batch_size"):
+            check_int(name, getattr(self, name), 1)
+
+
+def train(
+    regions: Sequence[Region],
+    out: Path,
+    settings: Training,
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Trains all folds, or those that an earlier call did not finish.
+
+    Args:
+        regions (sequence of Region): All regions; those without a label are not used.
+        out (Path): Folder for ``fold0.safetensors``…, ``fold0.json``…, ``training.json`` and
+            ``best.safetensors``, the whole network of the best fold.
+        settings (Training): The choices.
+        say (callable, optional): Told in a line what goes on. Default: print
+
+    Returns:
+        *dict*: What ``training.json`` says: settings, the folds with what they scored, their rates
+        with intervals, and which is best.
+
+    Raises:
+        ValueError: If `out` has folds of other settings or regions, or there are too few cases.
+    """
+    from safetensors.torch import load_file
+
+    parts = split(regions, settings.folds, settings.holdout, settings.seed)
+    known = [region for region in regions if region.name in parts]
+    out.mkdir(parents=True, exist_ok=True)
+    _same_settings(out, settings, known, parts)
+    network = NETWORKS[settings.network]
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = network.build(settings.pretrained)
+    missing = [k for k in range(settings.folds) if not (out / f"fold{k}.json").exists()]
+    if missing:
+        say(f"{settings.network}: {len(known)} regions, folds {', '.join(map(str, missing))}")
+        pictures = _kept(model, network, known, settings, out)
+        for fold in missing:
+            row = _fold(copy.deepcopy(model), pictures, known, parts, fold, settings, out)
+            say(f"fold {fold}: {row['epochs']} epochs, {row['seconds']:.0f} s")
+    folds = [json.loads((out / f"fold{k}.json").read_text()) for k in range(settings.folds)]
+    found = _summary(known, parts, folds, settings)
+    model.load_state_dict({**_fixed(model), **load_file(out / f"fold{found['best']}.safetensors")})
+    _save(model.state_dict(), out / _BEST)
+    _write(found, out / "training.json")
+    return found
+
+
+def best_of(out: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a training, and what ``training.json`` says.
+
+    Raises:
+        ValueError: If there was none, or it did not finish.
+    """
+    if not (out / "training.json").is_file():
+        raise ValueError(
+            f"`out` must have a finished training; {out} has none. Run "
+            "python -m benchmarks.thyroid train first."
+        )
+    return out / _BEST, json.loads((out / "training.json").read_text(encoding="utf-8"))
+
+
+# --- one fold -------------------------------------------------------------------------------------
+
+
+def _fold(
+    model: TNet,
+    pictures: Tensor,
+    regions: Sequence[Region],
+    parts: dict[str, int],
+    fold: int,
+    settings: Training,
+    out: Path,
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    generator = torch.Generator().manual_seed(1000 * settings.seed + fold)
+    labels = torch.tensor([region.label for region in regions])
+    part = torch.tensor([parts[region.name] for region in regions])
+    stopping = (fold + 1) % settings.folds
+    learns = ((part != HOLDOUT) & (part != fold) & (part != stopping)).nonzero().flatten()
+    stops = (part == stopping).nonzero().flatten()
+    weights = len(learns) / (2 * torch.bincount(labels[learns], minlength=2)).float()
+    trained = [*model.features.parameters(), *model.head.parameters()]
+    optimizer = torch.optim.AdamW(
+        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    best, kept, since, losses = math.inf, {}, 0, []
+    for _ in range(settings.epochs):
+        model.train()
+        with torch.random.fork_rng():  # dropout draws from the global generator
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            for batch in learns[torch.randperm(len(learns), generator=generator)].split(
+                settings.batch_size
+            ):
+                variant = torch.randint(pictures.shape[1], (len(batch),), generator=generator)
+                scores = model.head(model.features(pictures[batch, variant].float()))
+                loss = F.cross_entropy(scores, labels[batch], weights)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        scores = _scores(model, pictures[stops, 0])
+        losses.append(float(F.cross_entropy(scores, labels[stops], weights)))
+        since += 1
+        if losses[-1] < best:
+            best, since = losses[-1], 0
+            kept = {name: value.clone() for name, value in _learnt(model).items()}
+        if since >= settings.patience:
+            break
+    model.load_state_dict({**_fixed(model), **kept})
+    judged = (part == fold) | (part == HOLDOUT) | (part == stopping)
+    malignant = _scores(model, pictures[judged, 0]).softmax(1)[:, 1].tolist()
+    names = [region.name for region, is_judged in zip(regions, judged, strict=True) if is_judged]
+    row = {
+        "fold": fold,
+        "epochs": len(losses),
+        "losses": losses,
+        "loss": best,
+        "seconds": time.perf_counter() - begin,
+        "malignant": dict(zip(names, malignant, strict=True)),
+    }
+    _save(kept, out / f"fold{fold}.safetensors")
+    _write(row, out / f"fold{fold}.json")  # last: it says that the fold is done
+    return row
+
+
+@torch.no_grad()
+def _scores(model: TNet, pictures: Tensor) -> Tensor:
+    model.eval()
+    return torch.cat([model.head(model.features(part.float())) for part in pictures.split(_BATCH)])
+
+
+def _learnt(model: TNet) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("lower.")}
+
+
+def _fixed(model: TNet) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if k.startswith("lower.")}
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _kept(
+    model: TNet, network: Network, regions: Sequence[Region], settings: Training, out: Path
+) -> Tensor:
+    """What the lower part makes of each picture, `(regions, variants, …)` in half precision.
+
+    The file belongs to these regions and settings, as :func:`_same_settings` saw to.
+    """
+    from safetensors.torch import load_file
+
+    file = out / "lower.safetensors"
+    if not file.exists():
+        with torch.no_grad():
+            made = [
+                model.eval().lower(torch.stack(batch)).half()
+                for batch in _batches(_pictures(network, regions, settings), len(regions), settings)
+            ]
+        kept = torch.cat(made)
+        _save({"lower": kept.view(len(regions), settings.pictures, *kept.shape[1:])}, file)
+    return load_file(file)["lower"]
+
+
+def _batches(
+    pictures: Iterator[Tensor], regions: int, settings: Training
+) -> Iterator[list[Tensor]]:
+    from tqdm import tqdm
+
+    batch: list[Tensor] = []
+    for picture in tqdm(
+        pictures, total=regions * settings.pictures, desc="lower part", mininterval=5
+    ):
+        batch.append(picture)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _pictures(network: Network, regions: Sequence[Region], settings: Training) -> Iterator[Tensor]:
+    from PIL import Image
+
+    transform = network.transform()
+    for number, region in enumerate(regions):
+        with Image.open(region.path) as file:
+            image = file.convert("RGB")
+        generator = torch.Generator().manual_seed(settings.seed * 100_003 + number)
+        for variant in range(settings.pictures):
+            yield transform(image if variant == 0 else _varied(image, generator))
+
+
+def _varied(image: Any, generator: torch.Generator) -> Any:
+    """Another picture of the same: flipped, turned, cut and lit a little differently."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as vision
+
+    def drawn(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    if drawn(0, 1) < 0.5:
+        image = vision.hflip(image)
+    image = vision.rotate(image, drawn(-10, 10), InterpolationMode.BILINEAR)
+    width, height = image.size
+    share = drawn(0.85, 1)
+    size = [round(share * height), round(share * width)]
+    top, left = round(drawn(0, height - size[0])), round(drawn(0, width - size[1]))
+    image = vision.resized_crop(image, top, left, *size, [height, width])
+    image = vision.adjust_brightness(image, drawn(0.8, 1.2))
+    return vision.adjust_contrast(image, drawn(0.8, 1.2))
+
+
+# --- what it came to ------------------------------------------------------------------------------
+
+
+def _summary(
+    regions: Sequence[Region],
+    parts: dict[str, int],
+    folds: Sequence[dict[str, Any]],
+    settings: Training,
+) -> dict[str, Any]:
+    def rates(names: Sequence[str], malignant: Sequence[float]) -> dict[str, Any]:
+        labels = np.array([label_of[name] for name in names])
+        return scores_of(labels, np.array(malignant), [case_of[name] for name in names])
+
+    label_of = {region.name: region.label for region in regions}
+    case_of = {region.name: region.case for region in regions}
+    own = [
+        {name: p for name, p in row["malignant"].items() if parts[name] == row["fold"]}
+        for row in folds
+    ]
+    held = [name for name in label_of if parts[name] == HOLDOUT]
+    by_fold = [rates(list(part), list(part.values())) for part in own]
+    # high and balanced: the paper's words for how it chose
+    best = max(
+        range(len(folds)),
+        key=lambda k: (
+            math.sqrt(by_fold[k]["tpr"]["estimate"] * by_fold[k]["tnr"]["estimate"]),
+            -folds[k]["loss"],
+        ),
+    )
+    pooled = {name: p for part in own for name, p in part.items()}
+    return {
+        "settings": asdict(settings),
+        "regions": {"train": len(regions) - len(held), "holdout": len(held)},
+        "parts": parts,
+        "folds": [
+            {"fold": row["fold"], "epochs": row["epochs"], "seconds": row["seconds"], **found}
+            for row, found in zip(folds, by_fold, strict=True)
+        ],
+        "pooled": rates(list(pooled), list(pooled.values())),
+        "best": best,
+        "malignant": folds[best]["malignant"],
+        "holdout": rates(held, [folds[best]["malignant"][name] for name in held]),
+        "seconds": sum(row["seconds"] for row in folds),
+    }
+
+
+def scores_of(labels: np.ndarray, malignant: np.ndarray, cases: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, rate of true positives and of true negatives, and area under the curve.
+
+    Args:
+        labels (array): 0 or 1 for each region.
+        malignant (array): The probability of 1.
+        cases (sequence of str): Which regions are of one patient.
+
+    Returns:
+        *dict*: Percent, each with ``estimate``, ``low``, ``high`` and ``n``; intervals are 95 %,
+        drawn over cases.
+    """
+    right = (malignant >= 0.5) == (labels == 1)
+    names = np.array(cases)
+
+    def rate(where: np.ndarray) -> Interval:
+        return rate_interval(100.0 * right[where], cases=list(names[where]))
+
+    found = {
+        "accuracy": rate(np.ones_like(right)),
+        "tpr": rate(labels == 1),
+        "tnr": rate(labels == 0),
+        "auc": auc_interval(labels, malignant, cases),
+    }
+    return {
+        name: {"estimate": i.estimate, "low": i.low, "high": i.high, "n": i.n}
+        for name, i in found.items()
+    }
+
+
+def auc_interval(
+    labels: np.ndarray, scores: np.ndarray, cases: Sequence[str], resamples: int = 2000
+) -> Interval:
+    """Area under the ROC curve in percent, with a bootstrap interval over cases."""
+    _, case = np.unique(cases, return_inverse=True)
+    members = [np.flatnonzero(case == number) for number in range(case.max() + 1)]
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(resamples):
+        chosen = generator.integers(len(members), size=len(members))
+        which = np.concatenate([members[number] for number in chosen])
+        if 0 < labels[which].sum() < len(which):
+            drawn.append(_auc(labels[which], scores[which]))
+    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (math.nan, math.nan)
+    return Interval(
+        _auc(labels, scores), float(low), float(high), 0.95, len(labels), len(members), "percentile"
+    )
+
+
+def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """By the ranks (Mann and Whitney), which is many times faster than by the curve."""
+    from scipy.stats import rankdata
+
+    positive = int(labels.sum())
+    negative = len(labels) - positive
+    if not positive or not negative:
+        return math.nan
+    ranks = rankdata(scores)[labels == 1].sum()
+    return float(100 * (ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _same_settings(
+    out: Path, settings: Training, regions: Sequence[Region], parts: dict[str, int]
+) -> None:
+    digest = hashlib.sha256()
+    for region in regions:
+        digest.update(f"{region.name} {region.label} {region.case} {parts[region.name]}".encode())
+        digest.update(region.path.read_bytes())
+    chosen = {**asdict(settings), "data": digest.hexdigest()[:12]}
+    path = out / "settings.json"
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in chosen if there.get(name) != chosen[name]]
+        if differing:
+            raise ValueError(
+                f"`out` must not have a training of other settings; {out} differs in "
+                f"{', '.join(differing)}. Name another folder, or remove that one."
+            )
+    _write(chosen, path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with whole(path) as part:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+
+
+def _write(value: dict[str, Any], path: Path) -> None:
+    with whole(path) as part:
+        part.write_text(json.dumps(without_nan(value), indent=1) + "\n", encoding="utf-8")
