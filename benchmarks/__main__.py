@@ -254,11 +254,23 @@ def report(
     docs: Annotated[
         Path, typer.Option(metavar="DIR", help="Where benchmarks.md and images/ go.")
     ] = Path("docs"),
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A page whose marked table is renewed.")
+    ] = None,
 ) -> None:
     """The page with tables and figures, made of the results."""
-    from benchmarks.report import write
+    from benchmarks.pages import document
+    from benchmarks.report import short, write
+    from benchmarks.results import read
+    from captum_clustered._files import whole
 
-    for path in write(results, docs):
+    written = write(results, docs)
+    if readme is not None:
+        renewed = document(readme.read_text(encoding="utf-8"), short(read(results)))
+        with whole(readme) as part:
+            part.write_text(renewed, encoding="utf-8")
+        written.append(readme)
+    for path in written:
         typer.echo(str(path))
 
 

@@ -12,7 +12,7 @@ from benchmarks.results import Row, read
 from benchmarks.runtime import QUICK
 from captum_clustered._files import whole
 
-__all__ = ["page", "write"]
+__all__ = ["SHORT", "page", "short", "write"]
 
 _OURS = "#0b6e99"
 _THEIRS = "#b0b0b0"
@@ -54,6 +54,31 @@ def write(results: Path, docs: Path) -> list[Path]:
     with whole(path) as part:
         part.write_text(page(found, drawn), encoding="utf-8")
     return [path, *written]
+
+
+SHORT = ("resnet50/layer4/1", "resnet50/layer4/8")
+"""The cases of the short table."""
+
+
+def short(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A table for a page that has room for one: ``"runtime"``, if there are such results."""
+    rows = {
+        (case, row["method"]): row
+        for case, own in _grouped(found.get("runtime", {"rows": []})["rows"])
+        for row in own
+        if case in SHORT and row["status"] == "ok"
+    }
+    if not rows:
+        return {}
+    lines = []
+    for method in dict.fromkeys(method for _, method in rows):
+        own = [rows.get((case, method)) for case in SHORT]
+        mark = " \u2020" if any(row and row["part"] for row in own) else ""
+        cells = [_runtime_line(row)[2] if row else "" for row in own]
+        lines.append([method + mark, *cells])
+    base = next(row["ratio"]["to"] for row in rows.values())
+    table = _table([f"time as a multiple of {base}", "batch 1", "batch 8"], lines)
+    return {"runtime": f"{table}\n\n{_machine(found['runtime'])}"}
 
 
 def page(found: Mapping[str, Mapping[str, Any]], drawn: Sequence[str] = ()) -> str:

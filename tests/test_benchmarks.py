@@ -178,6 +178,17 @@ def test_report_keeps_losses_and_failures(made):
     assert f"{found['rows'][4]['method']} \u2260 another: 0.5" in page
 
 
+def test_the_short_table_has_the_cases_of_resnet50(made):
+    found = results.read(made)
+    assert report.short({}) == {}
+    rows = [dict(row, case=report.SHORT[0]) for row in found["runtime"]["rows"][:3]]
+    found = {"runtime": {**found["runtime"], "rows": rows}}
+    table = report.short(found)["runtime"]
+    for row in rows:
+        assert row["status"] != "ok" or f"| {row['method']}" in table
+    assert "| batch 1 | batch 8 |" in table
+
+
 def test_report_needs_results(tmp_path):
     with pytest.raises(ValueError, match=r"`results` must be a folder with results; .* has none"):
         report.write(tmp_path, tmp_path)

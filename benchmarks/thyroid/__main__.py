@@ -161,6 +161,7 @@ def explain(
 @app.command()
 def tables(out: Out, name: Name = "ddti", page: Page = None) -> None:
     """Make the tables and Figure 2 of what the other commands found."""
+    from benchmarks.pages import document
     from benchmarks.thyroid import tables as command
     from captum_clustered._files import whole
 
@@ -177,7 +178,7 @@ def tables(out: Out, name: Name = "ddti", page: Page = None) -> None:
             command.figure(out, network).savefig(part, format="png", dpi=110)
         written.append(path)
     if page is not None:
-        renewed = command.document(page.read_text(encoding="utf-8"), made)
+        renewed = document(page.read_text(encoding="utf-8"), made)
         with whole(page) as part:
             part.write_text(renewed, encoding="utf-8")
         written.append(page)

@@ -1,14 +1,12 @@
 """From rows to what the paper shows, with intervals: tables, and Figure 2.
 
 :func:`gather` reads what ``train`` and ``explain`` left behind into one value that JSON can hold;
-:func:`markdown` makes tables of it, and :func:`document` puts them between the marks of a page:
-``<!-- table NAME -->`` and ``<!-- end -->``. The words around them are written by hand.
+:func:`markdown` makes tables of it, for the marks of a page whose words are written by hand.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from captum_clustered.evaluation.report import Column, make_report, title_of
 from captum_clustered.methods import METHODS
 from captum_clustered.statistics import mean_interval
 
-__all__ = ["PAPER", "document", "figure", "gather", "markdown", "save"]
+__all__ = ["PAPER", "figure", "gather", "markdown", "save"]
 
 PAPER = {
     "Grad-CAM": (40.35, 25.52),
@@ -384,35 +382,6 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     ruler = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *body))
-
-
-def document(page: str, tables: Mapping[str, str]) -> str:
-    """Puts tables between their marks.
-
-    Args:
-        page (str): Markdown with ``<!-- table NAME -->`` … ``<!-- end -->``.
-        tables (mapping): Tables by their names.
-
-    Returns:
-        *str*: The page; marks of tables that are not given keep what is there.
-
-    Example::
-
-        >>> print(document("<!-- table a -->old<!-- end -->", {"a": "new"}))
-        <!-- table a -->
-        <BLANKLINE>
-        new
-        <BLANKLINE>
-        <!-- end -->
-    """
-
-    def put(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in tables:
-            return match.group(0)
-        return f"<!-- table {name} -->\n\n{tables[name]}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table (.+?) -->.*?<!-- end -->", put, page, flags=re.DOTALL)
 
 
 def save(found: Mapping[str, Any], path: Path) -> None:
