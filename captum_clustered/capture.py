@@ -4,6 +4,11 @@ Recorded are the layer's activations, the target score and the *frozen prefix*: 
 outermost module calls that had finished before the layer's own call began. The replay hands these
 out again instead of computing them, see :mod:`captum_clustered.replay`.
 
+Most of them are needed by nobody: the next module has taken them, and the model has let them go. To
+keep those nevertheless would cost a tenth of a forward pass on the CPU, in memory that is fetched
+anew from the system. In their place a tensor without values is handed out, on the device
+``"meta"``: a model that needs the values after all fails there, and is run again with all kept.
+
 Recorded is also a *site* further on, where there is one: modules such as pooling and activations
 treat each map alone, so that to switch a map off before them or behind them is the same, and behind
 a pooling layer a copy is a fraction of the size.
@@ -25,6 +30,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import TensorWeakRef
 
 from captum_clustered.forward import Model, ModuleStates
 from captum_clustered.targets import check_target, select
@@ -110,12 +116,31 @@ class Call:
     output: Any
     inside: list[nn.Module]  # the calls that it made in turn, which do not happen if it is skipped
     versions: list[int | None]
+    lent: TensorWeakRef | None = None
 
     def unchanged(self) -> bool:
         """Whether nothing wrote into the output after the call returned."""
         return all(version is not None for version in self.versions) and (
             self.versions == _versions(self.output)
         )
+
+    def without_values(self) -> Call:
+        """The same call, with tensors on the device ``"meta"`` in place of what it returned."""
+        empty = tree_map_only(Tensor, _without_values, self.output)
+        return replace(self, output=empty, versions=_versions(empty))
+
+    def lend(self) -> None:
+        """Keeps the output only for as long as somebody else does."""
+        self.lent = TensorWeakRef(self.output)
+        self.output = _without_values(self.output)
+
+    def take_back(self) -> None:
+        """Ends :meth:`lend`."""
+        output = None if self.lent is None else self.lent()
+        if output is not None and self.versions == _versions(output):
+            self.output = output
+        elif self.lent is not None:
+            self.versions = _versions(self.output)
 
 
 @dataclass(frozen=True)
@@ -127,8 +152,7 @@ class Site:
         activations (Tensor): Its output, `(N, C, …)`.
         modules (list[nn.Module]): What lies between the layer and there, in order.
         prefix (list[Call]): What had finished when it had, as the frozen prefix. In place of what
-            holds maps that nothing is switched off in there are tensors without values, on the
-            device ``"meta"``: a model that needs them after all fails instead of using them.
+            holds maps that nothing is switched off in there are tensors without values.
     """
 
     io: LayerIO
@@ -148,6 +172,7 @@ class Capture:
         scale (Tensor): Largest magnitude in the model's output, `(N,)` or `(1,)`, against which
             rounding is judged.
         prefix (list[Call]): The frozen prefix.
+        whole (bool): Whether all outputs of the prefix were kept, needed or not.
         overwrites (bool): Whether the model wrote into its arguments.
         stochastic (bool): Whether a module in training mode makes the model's output random or
             dependent on the rest of the batch.
@@ -158,12 +183,15 @@ class Capture:
     scores: Tensor
     scale: Tensor
     prefix: list[Call]
+    whole: bool
     overwrites: bool
     stochastic: bool
     site: Site | None = None
 
 
-def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates) -> Capture:
+def capture(
+    model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates, *, whole: bool = False
+) -> Capture:
     """Runs the model once and records what the replay needs.
 
     Args:
@@ -171,6 +199,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
         io (LayerIO): The layer, and which side of it.
         target (Tensor or None): From :func:`captum_clustered.targets.format_target`.
         seen (ModuleStates): Remembers the modules that run.
+        whole (bool, optional): Whether to keep all outputs of the prefix. Default: False
 
     Returns:
         *Capture*: The activations, the scores and the frozen prefix.
@@ -179,7 +208,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
         ValueError: If the layer does not run, or runs more than once, or folds the batch away, or
             if the number of scores is neither that of the examples nor one.
     """
-    recorder = _Recorder(io, seen)
+    recorder = _Recorder(io, seen, whole)
     args = model.fresh()
     activations: list[list[Tensor]] = []
 
@@ -221,6 +250,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates
         scale=_scale(output, scores.detach()),
         # the layer's own output is replaced anyway, so that it may have changed
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
+        whole=whole,
         overwrites=any(version != 0 for arg in args for version in _versions(arg)),
         stochastic=any(_is_stochastic(module) for module in seen.attributes),
         site=recorder.site(),
@@ -244,15 +274,16 @@ class _Recorder:
     alone takes it.
     """
 
-    def __init__(self, io: LayerIO, seen: ModuleStates) -> None:
+    def __init__(self, io: LayerIO, seen: ModuleStates, whole: bool) -> None:
         self.io = io
         self.seen = seen
+        self.whole = whole
         self.prefix: list[Call] = []
         self.begun = False
         self.numbers: Counter[nn.Module] = Counter()
         # one frame per open call: the calls it has finished so far; the first is the caller itself
         self.frames: list[list[Call]] = [[]]
-        self.open: list[tuple[nn.Module, int]] = []
+        self.open: list[tuple[nn.Module, int, bool]] = []
         # behind the layer: its value, the modules that made it what it is, what it was before
         self.value: Tensor | None = None
         self.version: int | None = None
@@ -300,24 +331,32 @@ class _Recorder:
             self._follow(module, args)
             if self.value is None:
                 return
-        elif module is self.io.layer:
-            self.prefix = [call for frame in self.frames for call in frame]
+        else:
+            self._lend(args)
+        if module is self.io.layer and not self.begun:
+            self.prefix = self._finished()
+            for call in self.prefix:
+                call.take_back()
             if self.io.at_input:
                 self.begun = True
                 self._watch(args[0] if len(args) == 1 and not _has_parts(module) else None)
                 self._follow(module, args)
                 if self.value is None:
                     return
-        self.open.append((module, number))
+        # what is called inside is handed out again only if the layer is called there as well; to
+        # keep all of it would be to have fresh memory fetched all the time
+        kept = not self.open or self.open[-1][2]
+        self.open.append((module, number, kept and (self.begun or self._has_layer(module))))
         self.frames.append([])
 
     def _after(self, module: nn.Module, output: Any) -> None:
         if self.begun and self.value is None:
             return
-        module, number = self.open.pop()
+        module, number, _ = self.open.pop()
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
         call = Call(module, number, output, inside, _versions(output))
-        self.frames[-1].append(call)
+        kept = not self.open or self.open[-1][2]
+        self.frames[-1].append(call if kept else replace(call, output=None, versions=[None]))
         if self.begun:
             self._pass(call)
         elif module is self.io.layer:
@@ -325,6 +364,21 @@ class _Recorder:
             self.prefix.append(call)
             self.begun = True
             self._watch(output)
+
+    def _finished(self) -> list[Call]:
+        """The outermost calls that have finished, in order."""
+        return [call for frame in self.frames for call in frame]
+
+    def _lend(self, args: Any) -> None:
+        """A module takes the output of the call before: most often nobody else needs it."""
+        last = self.frames[-1][-1] if self.frames[-1] else None
+        if self.whole or last is None or len(args) != 1 or args[0] is not last.output:
+            return
+        if isinstance(last.output, Tensor):
+            last.lend()
+
+    def _has_layer(self, module: nn.Module) -> bool:
+        return any(part is self.io.layer for part in module.modules())
 
     def _watch(self, value: Any) -> None:
         """Follows a tensor from here on; None, or what is no such tensor, ends it."""
@@ -366,13 +420,12 @@ class _Recorder:
         if self.value is None:
             return
         self.passed.append(call.module)
-        calls = [done for frame in self.frames for done in frame]
         self.sites.append(
             Site(
                 LayerIO(call.module),
                 self.value.detach().clone(),
                 list(self.passed),
-                [self._without_stale(done, call) for done in calls],
+                [self._without_stale(done, call) for done in self._finished()],
             )
         )
 
@@ -380,12 +433,15 @@ class _Recorder:
         leaves = tree_leaves(call.output)
         if call is site or not any(leaf is old for leaf in leaves for old in self.stale):
             return call
-        empty = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), call.output)
-        return replace(call, output=empty, versions=_versions(empty))
+        return call.without_values()
 
 
 def _has_parts(module: nn.Module) -> bool:
     return next(module.children(), None) is not None
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 def _versions(output: Any) -> list[int | None]:

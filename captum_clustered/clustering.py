@@ -143,7 +143,7 @@ def numbered(labels: Tensor) -> Groups:
 
 def alive(features: Tensor) -> Tensor:
     """Which maps are not zero everywhere: bool `(N, C)` for features `(N, C, D)`."""
-    return features.ne(0).any(2)
+    return features.abs().amax(2).ne(0)  # a maximum is several times faster than `any`
 
 
 def _sizes(labels: Tensor, n_groups: int) -> Tensor:
@@ -217,8 +217,10 @@ class KMeans:
 
     def _centres(self, points: Tensor, live: Tensor, labels: Tensor, old: Tensor) -> Tensor:
         """Means of the groups; an empty group keeps its centre."""
-        sums = torch.zeros_like(old)
-        sums.scatter_add_(1, labels.unsqueeze(2).expand_as(points), points)
+        n, k, d = old.shape
+        rows = labels + torch.arange(0, n * k, k, device=labels.device).unsqueeze(1)
+        sums = old.new_zeros(n * k, d)  # whole rows, which is several times faster than scattering
+        sums = sums.index_add_(0, rows.flatten(), points.flatten(0, 1)).reshape(n, k, d)
         counts = old.new_zeros(old.shape[:2]).scatter_add_(1, labels, live).unsqueeze(2)
         means = F.normalize(sums, dim=2) if self.metric == "cosine" else sums / counts.clamp(min=1)
         return torch.where(counts > 0, means, old)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from captum_clustered.capture import Call, Capture, LayerIO, Site
+from captum_clustered.capture import Call, Capture, LayerIO, Site, capture
 from captum_clustered.clustering import Groups
-from captum_clustered.forward import Model
+from captum_clustered.forward import Model, borrowed
 from captum_clustered.targets import repeat_target, select
 
 __all__ = ["Ablation", "Replay", "chunks", "fitting", "replay"]
@@ -319,9 +319,16 @@ def _suffix(
     found = run(io, captured.prefix, ablation, False)
     if isinstance(found, Replay) or found == _DISAGREES:
         return found
+    prefix = captured.prefix
+    if not captured.whole:  # something that the model lets go of may be needed after all
+        with borrowed() as seen:
+            prefix = capture(model, io, target, seen, whole=True).prefix
+        found = run(io, prefix, ablation, False)
+        if isinstance(found, Replay) or found == _DISAGREES:
+            return found
     # what depends on the group cannot be written in place into what does not: so let all that is
     # known depend on it as well, at the price of computing more
-    return run(io, captured.prefix, ablation, True)
+    return run(io, prefix, ablation, True)
 
 
 _DISAGREES = "running only what lies behind the layer did not reproduce the score"

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 import captum_clustered.replay as replay_module
 import small_models
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.capture import Call
+from captum_clustered.capture import Call, LayerIO, capture
+from captum_clustered.forward import as_model, borrowed
 
 X = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 TARGET = [1, 2]
@@ -91,9 +93,12 @@ class TestEachCureIsNeeded:
 
     def test_skipped_calls_count(self, monkeypatch):
         make = Call.__init__
-        monkeypatch.setattr(
-            Call, "__init__", lambda self, m, n, o, inside, v: make(self, m, n, o, [], v)
-        )
+
+        def forgetful(self, *args, **kwargs):
+            make(self, *args, **kwargs)
+            self.inside = []
+
+        monkeypatch.setattr(Call, "__init__", forgetful)
         self._assert_noticed("fault 3")
 
     def test_the_full_path_is_right_all_the_same(self, monkeypatch):
@@ -414,3 +419,92 @@ def test_the_progress_bar_counts_groups(capsys):
     cam = ClusteredLayerAblation(model, model[0], n_clusters=6)
     cam.attribute(X, TARGET, show_progress=True, perturbations_per_eval=2)
     assert "Clustered Layer Ablation attribution: 100%" in capsys.readouterr().err
+
+
+class Counted(nn.Conv2d):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.runs = []  # an attribute with a number would be given back as it was
+
+    def forward(self, x):
+        self.runs.append(len(x))
+        return super().forward(x)
+
+
+class Stem(nn.Module):
+    """What the stem gives is overwritten, and then needed by nobody."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = Counted(3, 5, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer = nn.Conv2d(5, 5, 3, padding=1)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = self.layer(self.relu(self.stem(x)))
+        return self.fc(x.mean((2, 3)) ** 2)
+
+
+class SkipFromStem(Stem):
+    """What the next module has taken is needed behind the layer, in another form."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.stem(x)
+        skip = x.tanh()
+        x = self.relu(x)
+        x = self.layer(x) + skip
+        return self.fc(x.mean((2, 3)) ** 2)
+
+
+class LengthOfStem(Stem):
+    """The same, but only its size is needed."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        size = x.shape[-1]
+        x = self.layer(self.relu(x))
+        return self.fc(x.mean((2, 3)) ** 2 * size)
+
+
+def _captured(model, whole=False):
+    args = as_model(model, X, None)
+    with borrowed() as seen:
+        return capture(
+            args, LayerIO(model.layer), torch.tensor([[1], [2]]), seen, whole=whole
+        ).prefix
+
+
+def test_of_the_prefix_only_what_the_model_holds_is_kept():
+    model = nn.Sequential()
+    model.a, model.b, model.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+    model.layer = nn.Conv2d(3, 4, 1)
+    model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.double()
+    devices = [call.output.device.type for call in _captured(model)]
+    assert devices == ["meta", "meta", "cpu", "cpu"]  # c's is the layer's argument
+    assert all(call.output.device.type == "cpu" for call in _captured(model, whole=True))
+
+
+def test_outputs_inside_a_block_without_the_layer_are_not_kept():
+    model = small_models.split_cnn()
+    block = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(3))).double()
+    outputs, gone = [], []
+    block[0].register_forward_hook(lambda _, __, output: outputs.append(weakref.ref(output)))
+    block[2].register_forward_pre_hook(lambda *_: gone.append(outputs[0]() is None))
+    layer = model[0]
+    ClusteredLayerAblation(nn.Sequential(block, model), layer, n_clusters=2).attribute(X, target=1)
+    assert gone == [True]
+
+
+@pytest.mark.parametrize(("make", "runs"), [(Stem, 1), (SkipFromStem, 2), (LengthOfStem, 1)])
+def test_a_model_that_needs_what_was_not_kept_runs_once_more(make, runs):
+    model = _model(make)
+    result = _explain(model, model.layer)
+    assert model.stem.runs == [2] * runs
+    assert result.replay == "suffix", result.replay_reason
+    _assert_equals_captum(model, model.layer, result)
