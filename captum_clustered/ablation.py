@@ -48,7 +48,8 @@ class ClusteredAttribution:
         scores (Tensor): The target scores, `(N,)`.
         ablated_scores (Tensor or tuple[Tensor, ...]): * The scores without each group, `(N, K)`.
         group_weights (Tensor or tuple[Tensor, ...]): * The weight that each map of a group carries,
-            `(N, K)`; 0 for a group that an example does not have.
+            or that they share, as the weighting says, `(N, K)`; 0 for a group that an example does
+            not have.
         valid (Tensor or tuple[Tensor, ...]): * bool `(N, K)`: which groups an example has.
         channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`.
         replay (str): ``"suffix"`` if only what lies behind the layer ran again, else ``"full"``.
@@ -348,8 +349,10 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             self._group_weights(replayed.scores, part, grouped, tensor)
             for part, grouped, tensor in zip(parts, groups, maps, strict=True)
         ]
+        share = getattr(self.weighting, "share", None) or _equally
         channel_weights = [
-            by_map(weight, grouped.labels) for weight, grouped in zip(weights, groups, strict=True)
+            share(weight, grouped.labels, tensor)
+            for weight, grouped, tensor in zip(weights, groups, maps, strict=True)
         ]
         heats = [
             build(tensor, weight, relu, sum_maps)
@@ -388,6 +391,10 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
                 f"{got}. A map takes the weight of its group."
             )
         return torch.where(grouped.sizes > 0, weights, 0)
+
+
+def _equally(weights: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+    return by_map(weights, labels)
 
 
 def _descend(

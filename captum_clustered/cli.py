@@ -96,7 +96,8 @@ def explain(
         str,
         typer.Option(
             metavar="NAME",
-            help="How a drop becomes a weight: drop, drop_per_map, drop_per_mass, drop_per_norm.",
+            help="How a drop becomes a weight: drop, drop_per_map, drop_per_mass, drop_per_norm, "
+            "drop_by_activation.",
         ),
     ] = "drop_per_map",
     out: Annotated[
@@ -207,7 +208,10 @@ def evaluate(
     ] = "16,32,64",
     weightings: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="drop, drop_per_map, drop_per_mass, drop_per_norm."),
+        typer.Option(
+            metavar="NAMES",
+            help="drop, drop_per_map, drop_per_mass, drop_per_norm, drop_by_activation.",
+        ),
     ] = "drop_per_map",
     metrics: Annotated[
         str,

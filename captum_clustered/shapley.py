@@ -67,6 +67,11 @@ class Shapley:
         """Weights `(N, K)`, from what :meth:`measure` found."""
         return as_weighting(self.weighting)(scores, ablated_scores, labels, activations)
 
+    @property
+    def share(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """How a group's weight is shared among its maps, None if each carries it."""
+        return getattr(as_weighting(self.weighting), "share", None)
+
     def measure(
         self, n_groups: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 A weighting is a function of the scores `(N,)`, the scores without each group `(N, K)`, the labels
 `(N, C)` and the maps `(N, C, *spatial)`; it returns one weight per group, `(N, K)`, which every map
-of the group carries.
+of the group carries. One whose maps carry different weights has a method `share` besides, from the
+weights `(N, K)`, the labels and the maps to the weight of each map, `(N, C)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +18,12 @@ from torch import Tensor
 __all__ = [
     "SHARES",
     "WEIGHTINGS",
+    "DropByActivation",
     "Weighting",
     "as_weighting",
     "by_map",
     "drop",
+    "drop_by_activation",
     "drop_per_map",
     "drop_per_mass",
     "drop_per_norm",
@@ -110,6 +114,52 @@ def drop_per_mass(
         tensor([[0.1250, 0.1250]])
     """
     return _per_mass(drop(scores, ablated_scores, labels, activations), labels, activations)
+
+
+@dataclass(frozen=True)
+class DropByActivation:
+    r"""The relative drop, shared among the maps of the group in proportion to their activation.
+
+    With :math:`a_k` the sum of a map's activations, absolute where they are negative, a map of the
+    group has the weight
+
+    .. math:: w_k = \frac{S - S_G}{|S|} \cdot \frac{a_k}{\sum_{j \in G} a_j}
+
+    Behind average pooling and a linear layer that is what Ablation-CAM gives each map, if the maps
+    of a group weigh the same in the head: of 32 groups the map comes nearer to Ablation-CAM's than
+    with :func:`drop_per_map`. The reading is ours.
+
+    Example::
+
+        >>> maps = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
+        >>> labels = torch.tensor([[0, 0]])
+        >>> weights = drop_by_activation(torch.tensor([4.0]), torch.tensor([[2.0]]), labels, maps)
+        >>> weights, drop_by_activation.share(weights, labels, maps)
+        (tensor([[0.5000]]), tensor([[0.3750, 0.1250]]))
+    """
+
+    def __call__(
+        self, scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Tensor
+    ) -> Tensor:
+        """The relative drops `(N, K)`, see :func:`drop`."""
+        return drop(scores, ablated_scores, labels, activations)
+
+    def share(self, weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
+        """Shares the weights of groups among their maps.
+
+        Args:
+            weights (Tensor): `(N, K)`.
+            labels (Tensor): `(N, C)`; a map labelled -1 gets zero.
+            activations (Tensor): `(N, C, *spatial)`.
+
+        Returns:
+            *Tensor*: `(N, C)`; those of a group add up to its weight.
+        """
+        masses = _flat(activations, weights).abs().sum(2)
+        return by_map(_per_mass(weights, labels, activations), labels) * masses
+
+
+drop_by_activation = DropByActivation()
 
 
 def drop_per_norm(
@@ -235,6 +285,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "drop_per_map": drop_per_map,
     "drop_per_mass": drop_per_mass,
     "drop_per_norm": drop_per_norm,
+    "drop_by_activation": drop_by_activation,
 }
 
 

@@ -31,6 +31,10 @@ def clustered_cam(trunk, head, x, target, labels, weighting="drop"):
                     weight /= sum(
                         abs(float(v)) for c in members for v in activation[0, c].flatten()
                     )
+                elif weighting == "drop_by_activation":
+                    masses = [activation[0, c].abs().sum().item() for c in members]
+                    joint = sum(activation[0, c] * m for c, m in zip(members, masses, strict=True))
+                    joint = joint / sum(masses)
                 for place in torch.cartesian_prod(*[torch.arange(s) for s in heat.shape]).tolist():
                     place = tuple(place) if isinstance(place, list) else (place,)
                     heat[place] += weight * float(joint[place])

@@ -11,6 +11,7 @@ from sklearn.cluster import DBSCAN
 from torch import nn
 
 from captum_clustered import ClusteredAttribution, ClusteredLayerAblation
+from captum_clustered.shapley import Shapley
 from reference import clustered_cam
 from small_models import split_cnn
 
@@ -28,7 +29,9 @@ def _by_group(result):
     ]
 
 
-@pytest.mark.parametrize("weighting", ["drop", "drop_per_map", "drop_per_mass"])
+@pytest.mark.parametrize(
+    "weighting", ["drop", "drop_per_map", "drop_per_mass", "drop_by_activation"]
+)
 @pytest.mark.parametrize("clusterer", ["kmeans", "cosine", "agglomerative", "every-map", "random"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_equals_the_literal_reference(dims, clusterer, weighting):
@@ -136,6 +139,21 @@ class TestIdentities:
         torch.testing.assert_close(result.attributions, theirs)
 
     @settings(max_examples=10)
+    @given(st.integers(0, 1000), st.integers(1, 5))
+    def test_behind_equal_weights_sharing_by_activation_is_ablation_cam(self, seed, k):
+        model, x = split_cnn(seed, linear_head=True), _images()
+        with torch.no_grad():
+            model[1][2].weight[2] = 0.5
+        result, exact = (
+            ClusteredLayerAblation(
+                model, model[0], clusterer=name, n_clusters=k, weighting="drop_by_activation"
+            ).explain(x, 2)
+            for name in ("kmeans", "every-map")
+        )
+        torch.testing.assert_close(result.channel_weights, exact.channel_weights)
+        torch.testing.assert_close(result.attributions, exact.attributions)
+
+    @settings(max_examples=10)
     @given(st.integers(0, 1000))
     def test_one_group_is_the_sum_of_all_maps(self, seed):
         model, x = split_cnn(seed), _images()
@@ -197,6 +215,20 @@ def test_heat_by_mass_adds_up_to_the_drops():
     result = cam.explain(x, 0, relu_attributions=False)
     drops = (result.scores[:, None] - result.ablated_scores) / result.scores.abs()[:, None]
     torch.testing.assert_close(result.attributions.sum((1, 2, 3)), (drops * result.valid).sum(1))
+
+
+def test_a_weighting_may_share_its_weights_and_so_does_its_shapley_value():
+    model, x = split_cnn(linear_head=True), _images()
+    labels = torch.tensor([0, 0, 1, 1, 1, -1])
+    plain, shapley = (
+        ClusteredLayerAblation(model, model[0], clusterer=labels, weighting=weighting).explain(x, 0)
+        for weighting in ("drop_by_activation", Shapley(2, weighting="drop_by_activation"))
+    )
+    masses = model[0](x).detach().abs().sum((2, 3))
+    share = masses[:, :2] / masses[:, :2].sum(1, keepdim=True)
+    torch.testing.assert_close(plain.channel_weights[:, :2], share * plain.group_weights[:, :1])
+    assert plain.channel_weights[:, 5].tolist() == [0, 0, 0]
+    torch.testing.assert_close(shapley.channel_weights, plain.channel_weights)
 
 
 def test_dead_maps_are_in_no_group_and_weigh_nothing():
