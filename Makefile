@@ -8,6 +8,9 @@ EXTRAS := test,demo,dev,docs
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 WHEEL_ENV := build/wheel-env
+WHEEL_TESTS := build/wheel-tests
+# What is tested there is the checkout: its documents, its benchmarks, its source.
+OF_CHECKOUT := $(patsubst %,tests/test_%.py,docs readme package doctests benchmarks thyroid thyroid_data)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types docs build check-wheel clean distclean
@@ -64,7 +67,7 @@ build: setup  ## Build the wheel and the source distribution in dist/
 # so the editable install, and with it the checkout, stays out of sight.
 WHEEL_PIP := $(BIN)/python -m pip --disable-pip-version-check --python $(WHEEL_ENV)/bin/python
 
-check-wheel: build  ## Install the wheel in an empty environment and try it there
+check-wheel: build  ## Install the wheel in an empty environment and run the tests there
 	rm -rf $(WHEEL_ENV)
 	$(BIN)/python -m venv --without-pip $(WHEEL_ENV)
 	$(WHEEL_PIP) install --quiet --no-index --no-deps dist/*.whl
@@ -73,6 +76,11 @@ check-wheel: build  ## Install the wheel in an empty environment and try it ther
 	$(WHEEL_PIP) check
 	cd $(WHEEL_ENV) && bin/python -I -c 'import pathlib, sys, captum_clustered as c; sys.exit(not pathlib.Path(c.__file__).is_relative_to(sys.prefix) and f"the checkout was imported: {c.__file__}")'
 	cd $(WHEEL_ENV) && bin/captum-clustered --version
+	rm -rf $(WHEEL_TESTS)
+	mkdir -p $(WHEEL_TESTS)/tests
+	cp pyproject.toml $(WHEEL_TESTS)
+	cp $(filter-out $(OF_CHECKOUT),$(wildcard tests/*.py)) $(WHEEL_TESTS)/tests
+	cd $(WHEEL_TESTS) && '$(CURDIR)/$(WHEEL_ENV)/bin/python' -m pytest --quiet --numprocesses $(JOBS) --maxprocesses 4
 
 clean:  ## Remove what the other targets leave, but not the environment
 	rm -rf build dist demo-output docs/api .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -30,7 +30,7 @@ Networks = Annotated[
 ]
 Clusters = Annotated[str, typer.Option(metavar="NUMBERS", help="Numbers of groups.")]
 Rounds = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="The most rounds; by default 7, or 15.")
+    int | None, typer.Option(metavar="N", min=1, help="The most rounds; by default 11, or 15.")
 ]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Threads of torch; by default its own wish.")
@@ -58,7 +58,9 @@ def runtime(
     rounds: Rounds = None,
     seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", help="After these no round of a case begins; 25, or 240."),
+        typer.Option(
+            metavar="S", help="After these, and three rounds, no further one begins; 25, or 240."
+        ),
     ] = None,
     threads: Threads = None,
     full: Full = False,
@@ -69,7 +71,7 @@ def runtime(
     from benchmarks import runtime as command
 
     _threads(threads)
-    repeats = rounds or (15 if full else 7)
+    repeats = rounds or (15 if full else 11)
     budget = seconds if seconds is not None else (240.0 if full else 25.0)
     cases = command.cases(listed(networks), full)
     counts = numbers(clusters)

@@ -80,7 +80,8 @@ def measure(
         clusters (tuple[int, ...], optional): Numbers of groups. Default: (16, 64, 256)
         part (int, optional): The most perturbations of a slow method. Default: 32
         repeats (int, optional): The most rounds. Default: 7
-        budget (float, optional): Seconds after which no further round begins. Default: 25.0
+        budget (float, optional): Seconds after which, and after three rounds, no further one
+            begins. Default: 25.0
 
     Returns:
         *list*: A row for each method, those that failed among them.
@@ -145,7 +146,7 @@ def _whole(one: _Tried, seconds: dict[str, list[float]]) -> list[float]:
         return times
     return [
         extrapolate(time, forward, part.done, part.of, part.fixed)
-        for time, forward in zip(times, seconds[FORWARD], strict=True)
+        for time, forward in zip(times, seconds[FORWARD], strict=False)
     ]
 
 
@@ -181,7 +182,7 @@ def _row(
         rounds=times,
         ratio={
             "to": base,
-            **asdict(quartiles([a / b for a, b in zip(times, whole[base], strict=True)])),
+            **asdict(quartiles([a / b for a, b in zip(times, whole[base], strict=False)])),
         },
         images={
             "first": _images(one.counts.first, one, batch),

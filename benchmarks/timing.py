@@ -12,10 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Counts", "Quartiles", "counted", "extrapolate", "quartiles", "rounds", "synchronize"]
+__all__ = [
+    "DEAR",
+    "FEWEST",
+    "Counts",
+    "Quartiles",
+    "counted",
+    "extrapolate",
+    "quartiles",
+    "rounds",
+    "synchronize",
+]
 
 FEWEST = 3
 """Rounds that are measured whatever they cost: quartiles need as many."""
+
+DEAR = 20.0
+"""How many times as long as the fastest a method may take that is measured in more rounds."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +69,19 @@ def rounds(
     """Seconds of each method, all methods in turn: A B C A B C.
 
     What disturbs the machine for longer than a method takes thus disturbs all methods of a round,
-    and the ratios within a round hardly. Nothing is warmed up here: each method must have run.
+    and the ratios within a round hardly. What takes more than :data:`DEAR` times as long as the
+    fastest drops out after :data:`FEWEST` rounds. Nothing is warmed up here: each method must have
+    run.
 
     Args:
         methods (mapping): Functions by name.
         repeats (int): The most rounds.
-        budget (float): Seconds after which no further round begins; :data:`FEWEST` are measured
-            in any case, unless `repeats` is less.
+        budget (float): Seconds, counted from the end of the first :data:`FEWEST` rounds, after
+            which no further one begins.
         clock (callable, optional): Gives the time in seconds. Default: time.perf_counter
 
     Returns:
-        *dict*: For each method its seconds, one per round.
+        *dict*: For each method its seconds, one per round, from the first on.
 
     Example::
 
@@ -78,7 +93,11 @@ def rounds(
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     begin = clock()
     for number in range(repeats):
-        if number >= FEWEST and clock() - begin > budget:
+        if number == FEWEST:
+            medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+            methods = {n: methods[n] for n in methods if medians[n] <= DEAR * min(medians.values())}
+            begin = clock()
+        elif number > FEWEST and clock() - begin > budget:
             break
         for name, method in methods.items():
             synchronize()

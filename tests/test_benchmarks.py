@@ -261,9 +261,20 @@ def test_rounds_take_turns_and_stop_at_the_budget():
         now[0] += seconds
 
     methods = {"a": lambda: work("a", 1.0), "b": lambda: work("b", 2.0)}
-    found = rounds(methods, repeats=10, budget=11.0, clock=lambda: now[0])
-    assert "".join(order) == "abababab"  # the fourth round began after 9 seconds
-    assert found == {"a": [1.0] * 4, "b": [2.0] * 4}
+    found = rounds(methods, repeats=10, budget=4.0, clock=lambda: now[0])
+    assert "".join(order) == "ababababab"  # the budget begins with the fourth round
+    assert found == {"a": [1.0] * 5, "b": [2.0] * 5}
+
+
+def test_what_is_much_slower_is_measured_in_the_first_rounds_only():
+    now = [0.0]
+
+    def work(seconds):
+        now[0] += seconds
+
+    methods = {"a": lambda: work(1.0), "b": lambda: work(20.0), "c": lambda: work(21.0)}
+    found = rounds(methods, repeats=6, budget=1e3, clock=lambda: now[0])
+    assert {name: len(taken) for name, taken in found.items()} == {"a": 6, "b": 6, "c": 3}
 
 
 def test_the_device_is_waited_for_inside_the_timed_region(monkeypatch):

@@ -220,7 +220,7 @@ def markdown(found: Mapping[str, Any]) -> dict[str, str]:
 def _networks(found: Mapping[str, Any]) -> str:
     rows = [["Network", "on", "regions", "accuracy", "TPR", "TNR", "AUC"]]
     for network, numbers in found["networks"].items():
-        for part, words in (("pooled", "ten folds"), ("holdout", "hold-out, best fold")):
+        for part, words in (("pooled", "all folds"), ("holdout", "hold-out, best fold")):
             rates = numbers["training"][part]
             cells = [
                 _interval([rates[rate][end] for end in ("estimate", "low", "high")], 1)

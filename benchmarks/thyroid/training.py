@@ -1,4 +1,4 @@
-"""Cross-validation of a network on regions: ten folds, resumable, with a hold-out nobody saw.
+"""Cross-validation of a network on regions: resumable, with a hold-out nobody saw.
 
 What a network's lower part makes of each picture is computed once and kept; only what lies behind
 it is trained. A fold's own part tests it, the next fold stops it early, the others train it.
