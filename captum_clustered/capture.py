@@ -51,6 +51,9 @@ MAPWISE: dict[type[nn.Module], int | None] = {
 """Modules that, in evaluation mode, make each map of that map alone, where maps are on axis 1; with
 the number of axes for which that holds, None for any."""
 
+_UNTOUCHED = (nn.Flatten, nn.Dropout, nn.Identity)
+"""Modules that may leave flattened maps as they are."""
+
 
 @dataclass(frozen=True)
 class LayerIO:
@@ -149,16 +152,21 @@ class Site:
 
     Attributes:
         io (LayerIO): The module after whose call maps are switched off.
-        activations (Tensor): Its output, `(N, C, …)`.
+        activations (Tensor): Its output, `(N, C, …)`, or the input of `linear`, before it was
+            flattened.
         modules (list[nn.Module]): What lies between the layer and there, in order.
         prefix (list[Call]): What had finished when it had, as the frozen prefix. In place of what
             holds maps that nothing is switched off in there are tensors without values.
+        linear (nn.Linear or None): The module itself, if it is one: its output is a sum over maps.
+        output (Tensor or None): What `linear` returned, `(N, F)`.
     """
 
     io: LayerIO
     activations: Tensor
     modules: list[nn.Module]
     prefix: list[Call]
+    linear: nn.Linear | None = None
+    output: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,8 @@ class Capture:
         overwrites (bool): Whether the model wrote into its arguments.
         stochastic (bool): Whether a module in training mode makes the model's output random or
             dependent on the rest of the batch.
-        site (Site or None): A place further on that is as good as the layer.
+        sites (tuple[Site, ...]): Places further on that are as good as the layer, the last first: a
+            linear layer, and the last module before it that treats each map alone.
     """
 
     activations: list[Tensor]
@@ -186,7 +195,7 @@ class Capture:
     whole: bool
     overwrites: bool
     stochastic: bool
-    site: Site | None = None
+    sites: tuple[Site, ...] = ()
 
 
 def capture(
@@ -253,7 +262,7 @@ def capture(
         whole=whole,
         overwrites=any(version != 0 for arg in args for version in _versions(arg)),
         stochastic=any(_is_stochastic(module) for module in seen.attributes),
-        site=recorder.site(),
+        sites=recorder.finish(),
     )
 
 
@@ -313,15 +322,14 @@ class _Recorder:
             for handle in handles:
                 handle.remove()
 
-    def site(self) -> Site | None:
-        """The last place as good as the layer."""
-        # its module must run once, since a hook acts there in every call
-        alone = [site for site in self.sites if self.numbers[site.io.layer] == 1]
-        if not alone:
-            return None
-        site = alone[-1]
-        calls = [c for c in site.prefix if c.module is site.io.layer or c.unchanged()]
-        return replace(site, prefix=calls)
+    def finish(self) -> tuple[Site, ...]:
+        """The last places as good as the layer, at most one of each kind."""
+        # the module must run once, since a hook acts there in every call
+        last = {s.linear is None: s for s in self.sites if self.numbers[s.io.layer] == 1}
+        return tuple(
+            replace(s, prefix=[c for c in s.prefix if c.module is s.io.layer or c.unchanged()])
+            for s in reversed(last.values())
+        )
 
     def _before(self, module: nn.Module, args: Any) -> None:
         self.seen.remember(module)
@@ -391,49 +399,93 @@ class _Recorder:
         value = self.value
         if value is None or _has_parts(module):
             return  # what is inside will show
-        takes_it = len(args) == 1 and args[0] is value and value._version == self.version
-        if not (takes_it and self._is_mapwise(module, value)):
-            self._watch(None)
+        plain = len(args) == 1 and value._version == self.version and self._is_plain(module)
+        if plain and args[0] is value and self._is_mapwise(module, value):
+            return
+        if plain and type(module) is nn.Flatten and args[0] is value:
+            return
+        if plain and type(module) in (*_UNTOUCHED, nn.Linear) and _is_flat(args[0], value):
+            return
+        self._watch(None)
+
+    def _is_plain(self, module: nn.Module) -> bool:
+        """Whether a module does what its type says, and nothing else."""
+        ours = module is self.io.layer  # our own hook is on it
+        return (
+            "forward" not in module.__dict__
+            and not module._forward_hooks
+            and len(module._forward_pre_hooks) == ours
+        )
 
     def _is_mapwise(self, module: nn.Module, value: Tensor) -> bool:
-        ours = module is self.io.layer  # our own hook is on it
         return (
             type(module) in MAPWISE
             and MAPWISE[type(module)] in (None, value.ndim)
-            and "forward" not in module.__dict__
-            and not module._forward_hooks
-            and len(module._forward_pre_hooks) == ours
             and not getattr(module, "return_indices", False)
         )
 
     def _pass(self, call: Call) -> None:
         """A call behind the layer has finished."""
+        value = self.value
+        assert value is not None
+        same = call.output is value or _is_flat(call.output, value)
         if _has_parts(call.module):
             # the call as a whole is handed out again: it must have done nothing else
-            if type(call.module) is not nn.Sequential or call.output is not self.value:
+            if type(call.module) is not nn.Sequential or not same:
                 self._watch(None)
             return
-        assert self.value is not None
+        if type(call.module) in _UNTOUCHED and _is_flat(call.output, value):
+            return
+        if type(call.module) is nn.Flatten:  # in another way
+            self._watch(None)
+            return
         if not (self.io.at_input and not self.passed):  # others may see the layer's input as it is
-            self.stale.append(self.value)
+            self.stale.append(value)
+        linear = call.module if type(call.module) is nn.Linear else None
         self._watch(call.output)
         if self.value is None:
             return
-        self.passed.append(call.module)
+        if linear is None:
+            self.passed.append(call.module)
+        elif len({value.dtype, linear.weight.dtype, self.value.dtype}) > 1:  # autocast
+            self._watch(None)
+            return
         self.sites.append(
             Site(
                 LayerIO(call.module),
-                self.value.detach().clone(),
+                (self.value if linear is None else value).detach().clone(),
                 list(self.passed),
                 [self._without_stale(done, call) for done in self._finished()],
+                linear,
+                None if linear is None else self.value.detach().clone(),
             )
         )
+        if linear is not None:
+            self._watch(None)
 
     def _without_stale(self, call: Call, site: Call) -> Call:
         leaves = tree_leaves(call.output)
-        if call is site or not any(leaf is old for leaf in leaves for old in self.stale):
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if call is site or not any(_share(leaf, old) for leaf in tensors for old in self.stale):
             return call
         return call.without_values()
+
+
+def _is_flat(tensor: Any, value: Tensor) -> bool:
+    """Whether a tensor is the value seen as `(N, F)`, or the value itself if that is its shape."""
+    return bool(
+        isinstance(tensor, Tensor)
+        and tensor.shape == (len(value), value.numel() // max(1, len(value)))
+        and _share(tensor, value)
+        and tensor.storage_offset() == value.storage_offset()
+        and tensor.is_contiguous()
+        and value.is_contiguous()
+    )
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same memory."""
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _has_parts(module: nn.Module) -> bool:

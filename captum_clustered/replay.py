@@ -37,6 +37,9 @@ On the CPU, what is much larger is fetched from the system and zeroed anew for e
 """
 
 
+_FEW = 256  # groups times values per map, below which a linear layer is sent masked copies
+
+
 @dataclass(frozen=True)
 class Ablation:
     """What is switched off: in each of the layer's tensors, the maps of group `k`.
@@ -91,8 +94,8 @@ class Ablation:
         labels = [steps.to(part.device)[part] for part in self.labels]
         return replace(self, labels=labels, cumulative=True)
 
-    def at(self, site: Site) -> Ablation | None:
-        """The same ablation behind modules that treat each map alone; None where it is another."""
+    def at(self, site: Site) -> Ablation | _Summed | None:
+        """The same ablation further on; None where it is another, or would not be faster."""
         if self.channel_dims != [1]:
             return None
         (activation,), (baseline,) = self.activations, self.baselines
@@ -100,7 +103,16 @@ class Ablation:
         ablated = baseline.expand(n, *activation.shape[1:]).clone()
         for module in site.modules:
             ablated = module(ablated)
-        return replace(self, activations=[site.activations], baselines=[ablated])
+        if site.linear is None:
+            return replace(self, activations=[site.activations], baselines=[ablated])
+        change = site.activations - ablated
+        change = change.reshape(*change.shape[:2], -1)
+        if self.cumulative or self.n_groups * change.shape[2] < _FEW:
+            return None
+        assert site.output is not None
+        return _Summed(
+            site.output, site.linear.weight.detach(), change, self.labels[0], self.n_groups
+        )
 
     def float(self) -> Ablation:
         """The same in float32."""
@@ -145,6 +157,63 @@ class Ablation:
     def nbytes(self) -> int:
         """Bytes of one ablated copy."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.activations)
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """An ablation behind a linear layer: its output is a sum over maps, less the part of a group.
+
+    The weights are read once, for all groups. For few groups with few values it is faster to send
+    copies through the layer.
+
+    Attributes:
+        output (Tensor): Of the layer, `(N, F)`.
+        weight (Tensor): `(F, C S)`.
+        change (Tensor): What an ablation takes from the layer's input, `(N, C, S)`.
+        labels (Tensor): `(N, C)`.
+        n_groups (int): Number of groups.
+    """
+
+    output: Tensor
+    weight: Tensor
+    change: Tensor
+    labels: Tensor
+    n_groups: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one ablated copy."""
+        return self.output.numel() * self.output.element_size()
+
+    def room(self, copies: int) -> list[Tensor]:
+        """Memory for that many copies."""
+        return [self.output.new_empty(copies, *self.output.shape)]
+
+    def without(self, groups: range, room: list[Tensor]) -> list[Tensor]:
+        """The layer's output without each of the groups; a new first axis."""
+        n, c, s = self.change.shape
+        copies = room[0][: len(groups)]
+        copy = self.labels - groups.start
+        copy = torch.where((copy >= 0) & (copy < len(groups)), copy, len(groups))
+        precise = torch.promote_types(self.weight.dtype, torch.float32)
+        rows = fitting(8 * self.weight[0].nbytes, self.weight.device)  # so that they fit the cache
+        for i in range(n):
+            change = self.change[i].flatten().to(precise)
+            for start in range(0, len(self.weight), rows):
+                at = slice(start, start + rows)
+                part = (self.weight[at].to(precise) * change).reshape(-1, c, s).sum(2)
+                by_group = part.new_zeros(len(part), len(groups) + 1).index_add_(1, copy[i], part)
+                copies[:, i, at] = self.output[i, at] - by_group[:, :-1].T
+        return [copies]
+
+    def float(self) -> _Summed:
+        """The same in float32."""
+        return replace(
+            self,
+            output=self.output.float(),
+            weight=self.weight.float(),
+            change=self.change.float(),
+        )
 
 
 def _switch_off(
@@ -305,15 +374,16 @@ def _suffix(
 ) -> Replay | str:
     """The scores by `torch.vmap`, or why they cannot be had that way."""
 
-    def run(io: LayerIO, prefix: list[Call], ablation: Ablation, spread: bool) -> Replay | str:
+    def run(
+        io: LayerIO, prefix: list[Call], ablation: Ablation | _Summed, spread: bool
+    ) -> Replay | str:
         return _mapped(
             model, io, target, captured, prefix, ablation, chunk, check, tick, spread=spread
         )
 
-    site = captured.site
-    moved = None if site is None else ablation.at(site)
-    if site is not None and moved is not None:
-        found = run(site.io, site.prefix, moved, False)
+    for site in captured.sites:
+        moved = ablation.at(site)
+        found = moved and run(site.io, site.prefix, moved, False)
         if isinstance(found, Replay):
             return found
     found = run(io, captured.prefix, ablation, False)
@@ -340,7 +410,7 @@ def _mapped(
     target: Tensor | None,
     captured: Capture,
     prefix: list[Call],
-    ablation: Ablation,
+    ablation: Ablation | _Summed,
     chunk: int | None,
     check: bool,
     tick: Callable[[int], object],

@@ -160,6 +160,7 @@ class DropByActivation:
 
 
 drop_by_activation = DropByActivation()
+"""The weighting ``"drop_by_activation"``, see :class:`DropByActivation`."""
 
 
 def drop_per_norm(

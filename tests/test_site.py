@@ -10,6 +10,7 @@ from torch import nn
 import captum_clustered.replay as replay_module
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.capture import MAPWISE
+from captum_clustered.shapley import Shapley
 
 X = torch.rand(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
@@ -135,9 +136,69 @@ class OnlyAVote(Net):
         return self.fc(torch.where(maps.mean((2, 3)) > 0, pooled, -pooled)) ** 2
 
 
+class Wide(Net):
+    """Several values of each map go into the linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d((2, 3))
+        self.fc = nn.Linear(36, 3)
+
+
+class FlattenedByModules(Wide):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Identity())
+
+    def forward(self, x):
+        return self.fc(self.head(self.pool(self.conv(x)))) ** 2
+
+
+class FlattenedOtherwise(Wide):
+    def __init__(self):
+        super().__init__()
+        self.flatten = nn.Flatten(2)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.flatten(self.pool(self.conv(x)))).mean(1) ** 2
+
+
+class LinearAndMore(Wide):
+    """What goes into the linear layer is needed elsewhere."""
+
+    def forward(self, x):
+        pooled = self.pool(self.conv(x)).flatten(1)
+        return self.fc(pooled) ** 2 * pooled.sum(1, keepdim=True)
+
+
+class LinearTwice(Wide):
+    def forward(self, x):
+        pooled = self.pool(self.conv(x)).flatten(1)
+        return self.fc(pooled) ** 2 * self.fc(pooled.sin())
+
+
+class ChangedBeforeLinear(Wide):
+    def forward(self, x):
+        pooled = self.pool(self.conv(x)).flatten(1)
+        pooled.mul_(2)
+        return self.fc(pooled) ** 2
+
+
+class OtherOrder(Wide):
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).transpose(2, 3).flatten(1)) ** 2
+
+
 def _net(make, seed=0):
     torch.manual_seed(seed)
     return make().double().eval()
+
+
+@pytest.fixture
+def summed(monkeypatch):
+    """As if there were so many groups that their parts of a linear layer's output are added up."""
+    monkeypatch.setattr(replay_module, "_FEW", 0)
 
 
 def _places(monkeypatch):
@@ -167,7 +228,16 @@ MOVED = {
     InSequentials: "pool",
     ReadsTheShape: "pool",
     ReadsAValue: "pool",
+    Wide: "pool",
+    FlattenedByModules: "pool",
+    FlattenedOtherwise: "pool",
+    LinearAndMore: "pool",
+    LinearTwice: "pool",
+    ChangedBeforeLinear: "pool",
+    OtherOrder: "pool",
 }
+SUMMED = [Net, Chain, InPlaceChain, InSequentials, ReadsTheShape, ReadsAValue]
+SUMMED += [Wide, FlattenedByModules]
 STAYS = [SqueezeAndExcite, TwoPools, PoolRunsTwice, ChangedBetween, Overlap, SideEffect, OnlyAVote]
 
 
@@ -181,6 +251,70 @@ def test_scores_are_those_of_the_full_path(make, kind):
     slow, _ = _scores(model, model.conv, baseline, replay="full")
     assert path == "suffix"
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("summed")
+@pytest.mark.parametrize("make", [*MOVED, *STAYS])
+@pytest.mark.parametrize("kind", ["zero", "maps", "tensor"])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_so_are_those_of_sums_over_maps(make, kind, chunk, monkeypatch):
+    model = _net(make)
+    places = _places(monkeypatch)
+    shape = {"maps": (6, 1, 1), "tensor": (2, 6, 7, 7)}.get(kind)
+    baseline = 0 if shape is None else torch.randn(shape, dtype=torch.float64)
+    labels = torch.tensor([[0, 1, 0, 2, -1, 2], [1, 1, 1, -1, 0, 0]])
+    fast, slow = (
+        ClusteredLayerAblation(model, model.conv, clusterer=labels, replay=replay).explain(
+            X, [1, 2], layer_baselines=baseline, perturbations_per_eval=chunk
+        )
+        for replay in ("suffix", "full")
+    )
+    torch.testing.assert_close(fast.ablated_scores, slow.ablated_scores, rtol=1e-10, atol=1e-12)
+    linear = [worked for layer, worked in places if layer is model.fc]
+    assert linear == ([True] if make in SUMMED else [False] if make is LinearAndMore else [])
+
+
+def test_few_groups_are_sent_through_the_linear_layer(monkeypatch):
+    model = _net(Net)
+    places = _places(monkeypatch)
+    _scores(model, model.conv, 0)
+    assert places == [(model.pool, True)]
+    monkeypatch.setattr(replay_module, "_FEW", 6)
+    _scores(model, model.conv, 0)
+    assert places[1:] == [(model.fc, True)]
+
+
+def test_low_precision_is_summed_in_single():
+    many = torch.full((1, 4096, 1), 0.01, dtype=torch.bfloat16)
+    weight = torch.ones(2, 4096, dtype=torch.bfloat16)
+    output = torch.zeros(1, 2, dtype=torch.bfloat16)
+    one_group = torch.zeros(1, 4096, dtype=torch.int64)
+    ablation = replay_module._Summed(output, weight, many, one_group, 1)
+    (copies,) = ablation.without(range(-1, 1), ablation.room(2))
+    expected = torch.tensor([[[0.0, 0.0]], [[-40.96, -40.96]]], dtype=torch.bfloat16)
+    torch.testing.assert_close(copies, expected)
+
+
+@pytest.mark.usefixtures("summed")
+def test_a_linear_layer_with_a_hook_is_not_taken_for_its_sum(monkeypatch):
+    model = _net(Net)
+    model.fc.register_forward_hook(lambda _, __, output: output + 1)
+    places = _places(monkeypatch)
+    fast, _ = _scores(model, model.conv, 0)
+    slow, _ = _scores(model, model.conv, 0, replay="full")
+    assert places == [(model.pool, True)]
+    torch.testing.assert_close(fast, slow)
+
+
+@pytest.mark.usefixtures("summed")
+def test_shapley_values_and_mixed_precision_take_another_place(monkeypatch):
+    model = _net(Net)
+    places = _places(monkeypatch)
+    cam = ClusteredLayerAblation(model, model.conv, n_clusters=3, weighting=Shapley(2))
+    cam.explain(X, 1)
+    with torch.autocast("cpu"):
+        ClusteredLayerAblation(model.float(), model.conv, n_clusters=3).explain(X.float(), 1)
+    assert {layer for layer, _ in places} == {model.pool}
 
 
 @pytest.mark.parametrize("make", MOVED)
