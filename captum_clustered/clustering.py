@@ -189,6 +189,7 @@ class KMeans:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Labels `(N, C)` for features `(N, C, D)`; dead maps get some label or other."""
+        features = features.detach()
         c = features.shape[1]
         k = min(self.n_clusters, c)
         generator = torch.Generator().manual_seed(self.seed)
@@ -249,24 +250,27 @@ class CosineKMeans(KMeans):
 def _plus_plus(points: Tensor, live: Tensor, draws: Tensor, k: int) -> Tensor:
     """Greedy k-means++ seeding: of the candidates drawn, those that leave the least distance."""
     n, c, d = points.shape
-    squares = points.square().sum(2, keepdim=True)
-    ones = torch.ones_like(squares)
-    # one product gives |a|^2 - 2ab + |b|^2: there are many steps, and each is small
-    left = torch.cat([points * -2, ones, squares], 2)
-    right = torch.cat([points, squares, ones], 2).mul_(live.unsqueeze(2)).transpose(1, 2)
-    right = right.contiguous()
-    rest = live  # the first centre is any live map
+    t = draws.shape[1]
+    squares = points.square().sum(2)
+    rows, turned = points.flatten(0, 1), points.transpose(1, 2)
+    example = torch.arange(n, device=points.device).unsqueeze(1)
+    weights = live  # the first centre is any live map
+    rest = torch.where(live > 0, torch.inf, 0)  # to the nearest centre so far
+    # there are many steps, and each is small: their memory is used again
+    distances = points.new_empty(n, t, c)
     chosen: list[Tensor] = []
     for uniform in draws:
-        index = _draw(rest.clamp(min=0), uniform.expand(n, -1))
-        distances = left.gather(1, index.unsqueeze(2).expand(-1, -1, d + 2)).bmm(right)
+        index = _draw(weights, uniform.expand(n, -1)) + c * example
+        drawn = rows.index_select(0, index.flatten()).reshape(n, t, d)
+        torch.baddbmm(squares.unsqueeze(1), drawn, turned, alpha=-2, out=distances)
+        distances += squares.take(index).unsqueeze(2)
         for _ in range(min(_TAKEN, k - len(chosen)) if chosen else 1):
-            if chosen:
-                distances = torch.minimum(distances, rest.unsqueeze(1))
+            torch.minimum(distances, rest.unsqueeze(1), out=distances)
             best = distances.sum(2).argmin(1, keepdim=True)
-            rest = distances.gather(1, best.unsqueeze(2).expand(-1, -1, c)).squeeze(1)
+            rest = distances.flatten(0, 1).index_select(0, (best + t * example).flatten())
             chosen.append(index.gather(1, best))
-    return points.gather(1, torch.cat(chosen, 1).unsqueeze(2).expand(-1, -1, d))
+        weights = rest.clamp(min=0)
+    return rows.index_select(0, torch.cat(chosen, 1).flatten()).reshape(n, k, d)
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
