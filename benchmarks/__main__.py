@@ -54,12 +54,12 @@ def runtime(
     clusters: Clusters = "16,64,256",
     part: Annotated[
         int, typer.Option(metavar="N", min=1, help="Perturbations of slow methods.")
-    ] = 32,
+    ] = 16,
     rounds: Rounds = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            metavar="S", help="After these, and three rounds, no further one begins; 25, or 240."
+            metavar="S", help="After these, and three rounds, no further one begins; 12, or 240."
         ),
     ] = None,
     threads: Threads = None,
@@ -72,7 +72,7 @@ def runtime(
 
     _threads(threads)
     repeats = rounds or (15 if full else 11)
-    budget = seconds if seconds is not None else (240.0 if full else 25.0)
+    budget = seconds if seconds is not None else (240.0 if full else 12.0)
     cases = command.cases(listed(networks), full)
     counts = numbers(clusters)
     settings = {

@@ -221,13 +221,21 @@ def _grad_cams(case: Case) -> Iterator[Method]:
         return _difference(result.detach(), expected)
 
     theirs = LayerGradCam(case.model, case.layer)
-    yield Method(
-        BASE,
-        "captum",
-        lambda: theirs.attribute(case.inputs, target=case.target, relu_attributions=True),
-        same_as=same,
-        error=error,
-    )
+
+    def captum(inputs: Tensor) -> Tensor:
+        return theirs.attribute(inputs, target=case.target, relu_attributions=True)
+
+    yield Method(BASE, "captum", partial(captum, case.inputs), same_as=same, error=error)
+    if len(case.inputs) > 1 and case.inputs.ndim == 4:  # there our first pass lays them out so
+        laid = case.inputs.contiguous(memory_format=torch.channels_last)
+        yield Method(
+            f"{BASE} channels-last",
+            "captum",
+            partial(captum, laid),
+            same_as=same,
+            error=error,
+            settings={"memory_format": "channels_last"},
+        )
     yield Method(
         "torchcam GradCAM",
         "torchcam",
