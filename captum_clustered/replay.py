@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
@@ -36,8 +37,8 @@ BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
 On the CPU, what is much larger is fetched from the system and zeroed anew for each chunk.
 """
 
-
-_FEW = 256  # groups times values per map, below which a linear layer is sent masked copies
+_FEW = 256
+"""Groups times values per map, or times examples, below which a linear layer is sent copies."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Ablation:
             return replace(self, activations=[site.activations], baselines=[ablated])
         change = site.activations - ablated
         change = change.reshape(*change.shape[:2], -1)
-        if self.cumulative or self.n_groups * change.shape[2] < _FEW:
+        n, _, s = change.shape
+        if self.cumulative or self.n_groups * (n if s == 1 else s) < _FEW:
             return None
         assert site.output is not None
         return _Summed(
@@ -191,20 +193,50 @@ class _Summed:
 
     def without(self, groups: range, room: list[Tensor]) -> list[Tensor]:
         """The layer's output without each of the groups; a new first axis."""
-        n, c, s = self.change.shape
         copies = room[0][: len(groups)]
         copy = self.labels - groups.start
         copy = torch.where((copy >= 0) & (copy < len(groups)), copy, len(groups))
         precise = torch.promote_types(self.weight.dtype, torch.float32)
-        rows = fitting(8 * self.weight[0].nbytes, self.weight.device)  # so that they fit the cache
-        for i in range(n):
-            change = self.change[i].flatten().to(precise)
-            for start in range(0, len(self.weight), rows):
-                at = slice(start, start + rows)
-                part = (self.weight[at].to(precise) * change).reshape(-1, c, s).sum(2)
-                by_group = part.new_zeros(len(part), len(groups) + 1).index_add_(1, copy[i], part)
-                copies[:, i, at] = self.output[i, at] - by_group[:, :-1].T
+        parts = self._single_parts if self.change.shape[2] == 1 else self._parts
+        for at, part in parts(copy, len(groups), precise):
+            torch.sub(self.output[:, at], part, out=copies[:, :, at])
         return [copies]
+
+    def _single_parts(
+        self, copy: Tensor, k: int, precise: torch.dtype
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """What each group adds to some of the features, `(k, N, rows)`, where a map is one value.
+
+        A sum of weighted rows of a table is what an embedding bag is: one for each copy.
+        """
+        n, c, _ = self.change.shape
+        example = torch.arange(n, device=copy.device).unsqueeze(1)
+        bags, order = torch.where(copy < k, copy * n + example, k * n).flatten().sort(stable=True)
+        starts = torch.searchsorted(bags, torch.arange(k * n + 1, device=copy.device))
+        if copy.device.type == "cpu":  # elsewhere to read how many are in no copy would be to wait
+            order = order[: int(starts[-1])]
+        change = self.change.flatten().to(precise)[order]
+        rows = fitting(c * precise.itemsize, copy.device)
+        for start in range(0, len(self.weight), rows):
+            at = slice(start, start + rows)
+            table = self.weight[at].to(precise).T.contiguous()
+            sums = functional.embedding_bag(
+                order % c, table, starts, mode="sum", per_sample_weights=change
+            )
+            yield at, sums[:-1].unflatten(0, (k, n))
+
+    def _parts(self, copy: Tensor, k: int, precise: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The same for maps of several values, whose weights are next to each other."""
+        n, c, s = self.change.shape
+        rows = fitting(8 * self.weight[0].nbytes, self.weight.device)  # so that they fit the cache
+        for start in range(0, len(self.weight), rows):
+            at = slice(start, start + rows)
+            weight = self.weight[at].to(precise)
+            sums = weight.new_zeros(n, len(weight), k + 1)
+            for i in range(n):
+                part = (weight * self.change[i].flatten().to(precise)).reshape(-1, c, s).sum(2)
+                sums[i].index_add_(1, copy[i], part)
+            yield at, sums[:, :, :-1].movedim(2, 0)
 
     def float(self) -> _Summed:
         """The same in float32."""
