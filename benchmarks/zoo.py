@@ -28,6 +28,7 @@ In float32 a drop is a small difference of large scores.
 """
 
 _MOST_IN_DOUBLE = 150e6  # parameters; larger networks stay in float32
+_LARGEST = 600  # pixels; a network for larger images is given half of that
 _CLASSES = 7
 _GROUPS = 3
 _SMALL = ("atto", "femto", "pico", "nano", "tiny", "_xxs", "_xs", "micro", "mini", "small")
@@ -184,6 +185,11 @@ def _network(source: str, kind: str, name: str) -> tuple[nn.Module, Tensor]:
 
         model: Any = timm.create_model(name, pretrained=False, num_classes=_CLASSES)
         shape = tuple(model.default_cfg.get("input_size", (3, 224, 224)))
+        if shape[-1] > _LARGEST:
+            shape = (3, shape[-1] // 2, shape[-1] // 2)
+            if model.default_cfg.get("fixed_input_size"):
+                made_for = {"img_size": shape[-1]}
+                model = timm.create_model(name, pretrained=False, num_classes=_CLASSES, **made_for)
     else:
         from torchvision.models import get_model
 
