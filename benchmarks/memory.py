@@ -76,9 +76,16 @@ def peak(run: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it greets
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        result = run()
-    del result
+    # cycles of objects, which some methods leave, would be freed now in one run and then in another
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+            result = run()
+        del result
+    finally:
+        if collects:
+            gc.enable()
     recorded: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
     events = [event for event in recorded.events() if event.name() == "[memory]"]
     held = most = 0
