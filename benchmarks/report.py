@@ -152,7 +152,8 @@ def _runtime(found: Mapping[str, Any]) -> list[str]:
         "and, for each group, what lies behind the layer. **\u2020** extrapolated from a part of "
         "the perturbations. **\u2260** the result is not that of the method it is named after "
         f"(differs by more than {TOLERANCE:.0%} of the largest value), so its time is no "
-        "comparison."
+        "comparison.",
+        *_overview(found),
     ]
     for case, rows in _grouped(found["rows"]):
         network, layer, batch = case.split("/")
@@ -165,13 +166,46 @@ def _runtime(found: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _overview(found: Mapping[str, Any]) -> list[str]:
+    """All cases in one table, with the methods that most will ask for."""
+    numbers = found["settings"]["clusters"]
+    columns = {
+        f"ClusteredLayerAblation kmeans K={numbers[len(numbers) // 2]}": "ClusteredLayerAblation",
+        "LayerAblationCam": "LayerAblationCam",
+        "captum LayerGradCam channels-last": "Grad-CAM, channels-last",
+        "captum LayerFeatureAblation same groups": "LayerFeatureAblation, same groups",
+        "pytorch-grad-cam AblationCAM": "pytorch-grad-cam AblationCAM",
+    }
+    lines = []
+    for case, rows in _grouped(found["rows"]):
+        own = {row["method"]: row for row in rows}
+        base = next((row["ratio"]["to"] for row in rows if row["ratio"]), "")
+        network, layer, batch = case.split("/")
+        cells = [_runtime_cell(own[name]) if name in own else "" for name in columns]
+        lines.append([network, f"`{layer}`", batch, base, *cells])
+    if len(lines) < 2:
+        return []
+    table = _table(["", "layer", "batch", "times as long as", *columns.values()], lines, left=4)
+    return ["### All cases", f"Ratios, as below; groups: K={numbers[len(numbers) // 2]}.", table]
+
+
+def _marks(row: Row) -> str:
+    return (" \u2020" if row["part"] else "") + (" \u2260" if row["status"] == "unequal" else "")
+
+
+def _runtime_cell(row: Row) -> str:
+    """The ratio alone."""
+    if row["status"] == "failed":
+        return "failed"
+    return f"{_times(row['ratio']['median'])}{_marks(row)}"
+
+
 def _runtime_line(row: Row) -> list[str]:
     if row["status"] == "failed":
         return [row["method"], "failed", "", "", ""]
-    marks = ("\u2020" if row["part"] else "") + ("\u2260" if row["status"] == "unequal" else "")
     ratio, images = row["ratio"], row["images"]
     return [
-        f"{row['method']} {marks}".strip(),
+        row["method"] + _marks(row),
         _ms(row["seconds"]["median"]),
         f"{_times(ratio['median'])} [{_times(ratio['low'])}, {_times(ratio['high'])}]",
         f"{images['first']:,} / {images['last']:,}",
@@ -200,12 +234,7 @@ def _runtime_figure(found: Mapping[str, Any]) -> Any:
     figure, axes = _axes(len(cases), [len(rows) for _, rows in cases])
     for ax, (case, rows) in zip(axes, cases, strict=True):
         shown = [row for row in rows if row["status"] != "failed"][::-1]
-        names = [
-            row["method"]
-            + (" \u2020" if row["part"] else "")
-            + (" \u2260" if row["status"] == "unequal" else "")
-            for row in shown
-        ]
+        names = [row["method"] + _marks(row) for row in shown]
         middle = [row["ratio"]["median"] for row in shown]
         ends = [
             [max(0.0, row["ratio"]["median"] - row["ratio"]["low"]) for row in shown],

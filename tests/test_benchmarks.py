@@ -178,6 +178,25 @@ def test_report_keeps_losses_and_failures(made):
     assert f"{found['rows'][4]['method']} \u2260 another: 0.5" in page
 
 
+def test_several_cases_are_first_shown_in_one_table(made):
+    found = json.loads((made / "runtime.json").read_text(encoding="utf-8"))
+    one = next(rows for _, rows in report._grouped(found["rows"]))
+    number = found["settings"]["clusters"][len(found["settings"]["clusters"]) // 2]
+    ours = next(r for r in one if r["method"] == f"ClusteredLayerAblation kmeans K={number}")
+    exact = next(r for r in one if r["method"] == "LayerAblationCam")
+    ours["ratio"]["median"] = 1.234
+    exact.update(status="failed", reason="RuntimeError: broken")
+    other = [{**r, "case": "other/body/8"} for r in one if r["method"] == "forward pass"]
+    page = report.page({"runtime": {**found, "rows": [*one, *other]}})
+    network, layer, batch = one[0]["case"].split("/")
+    start = f"| {network} | `{layer}` | {batch} | {ours['ratio']['to']} | 1.23 | failed |"
+    assert start in page
+    assert "| other | `body` | 8 | " in page
+    alone = report.page({"runtime": {**found, "rows": one}})
+    assert "All cases" in page
+    assert "All cases" not in alone
+
+
 def test_the_short_table_has_the_cases_of_resnet50(made):
     found = results.read(made)
     assert report.short({}) == {}
