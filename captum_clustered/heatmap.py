@@ -92,18 +92,25 @@ def _features_are_last(layer: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def vit_reshape_transform(
-    tokens: Tensor, height: int | None = None, width: int | None = None, prefix_tokens: int = 1
+    tokens: Tensor,
+    height: int | None = None,
+    width: int | None = None,
+    prefix_tokens: int = 1,
+    frames: int | None = None,
 ) -> Tensor:
     """Turns the tokens of a vision transformer into maps; class and register tokens are dropped.
 
     Args:
-        tokens (Tensor): `(N, T, C)`, the prefix tokens first, then the patches row by row.
+        tokens (Tensor): `(N, T, C)`, the prefix tokens first, then the patches row by row, those of
+            a video frame by frame.
         height (int, optional): Rows of patches. Default: None (a square grid)
         width (int, optional): Columns of patches. Default: None (a square grid)
         prefix_tokens (int, optional): Number of tokens that are no patches. Default: 1
+        frames (int, optional): For the patches of a video, how many grids lie one after the other.
+            Default: None (an image)
 
     Returns:
-        *Tensor*: `(N, C, height, width)`.
+        *Tensor*: `(N, C, height, width)`, for a video `(N, C, frames, height, width)`.
 
     Raises:
         ValueError: If the number of tokens does not fit the grid.
@@ -112,6 +119,8 @@ def vit_reshape_transform(
 
         >>> vit_reshape_transform(torch.zeros(2, 197, 768)).shape
         torch.Size([2, 768, 14, 14])
+        >>> vit_reshape_transform(torch.zeros(2, 393, 768), frames=8).shape
+        torch.Size([2, 768, 8, 7, 7])
     """
     if tokens.ndim != 3:
         raise ValueError(
@@ -119,18 +128,21 @@ def vit_reshape_transform(
             "`reshape_transform` out for a layer that keeps the axes of the image."
         )
     patches = tokens[:, prefix_tokens:]
-    count = patches.shape[1]
+    several = frames or 1
+    count = patches.shape[1] // several
     if height is None and width is None:
         height = width = math.isqrt(count)
     elif height is None or width is None:
         height, width = height or count // (width or 1), width or count // (height or 1)
-    if height * width != count:
+    if several * height * width != patches.shape[1]:
+        grid = f"{height} x {width}" if frames is None else f"{frames} x {height} x {width}"
         raise ValueError(
-            f"`tokens` must be {prefix_tokens} prefix tokens and a grid of {height} x {width} "
+            f"`tokens` must be {prefix_tokens} prefix tokens and a grid of {grid} "
             f"patches; got {tokens.shape[1]}. Pass `height`, `width` and `prefix_tokens` of the "
-            "model, for example with functools.partial."
+            "model (and `frames` for a video), for example with functools.partial."
         )
-    return patches.transpose(1, 2).reshape(len(tokens), -1, height, width)
+    size = (height, width) if frames is None else (frames, height, width)
+    return patches.transpose(1, 2).reshape(len(tokens), -1, *size)
 
 
 def swin_reshape_transform(

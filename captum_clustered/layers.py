@@ -53,8 +53,9 @@ def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = Non
             `(1, 3, 224, 224)`
 
     Returns:
-        *TargetLayer*: The layer. For tokens of a square grid, `reshape_transform` drops those that
-        come before the grid (the class token) and makes the grid.
+        *TargetLayer*: The layer. For tokens of a grid in the proportions of the image,
+        `reshape_transform` drops those that come before the grid (the class token) and makes the
+        grid; for those of a video, a grid for each frame of the first maps.
 
     Raises:
         ValueError: If the model has no such layer. The message gives names that are close.
@@ -76,9 +77,10 @@ def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = Non
             f"`layer` must be the name of a module in the model; got {name!r}."
             + (did_you_mean(name, modules) or f" The outermost are: {children}.")
         )
-    runs = [run for run in _watch(model, inputs)[0] if run.module is modules[name]]
-    if len(runs) == 1:
-        found = _read_as(runs[0], inputs.shape)
+    runs = _watch(model, inputs)[0]
+    own = [run for run in runs if run.module is modules[name]]
+    if len(own) == 1:
+        found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape))
         return replace(found, name=name) if found else TargetLayer(modules[name], name)
     return TargetLayer(modules[name], name)  # what is wrong with it, the explainer says
 
@@ -119,12 +121,14 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     last_weights = max((run.begin for run in runs if run.has_weights), default=-1)
     n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
 
+    frames = _frames(runs, inputs.shape)
+
     maps: list[tuple[_Run, TargetLayer]] = []
     tokens: list[tuple[_Run, TargetLayer]] = []
     for run in runs:  # in the order in which they finished
         if run.module is model or run.module not in once or _is_plumbing(run.module):
             continue
-        found = _read_as(run, inputs.shape)
+        found = _read_as(run, inputs.shape, frames)
         if found is None:
             continue
         if found.reshape_transform is not None:
@@ -236,7 +240,19 @@ def _is_plumbing(module: nn.Module) -> bool:
     return _is_pooling(module) or "drop" in kind or kind in {"identity", "flatten"}
 
 
-def _read_as(run: _Run, inputs: Sequence[int]) -> TargetLayer | None:
+def _frames(runs: list[_Run], inputs: Sequence[int]) -> int | None:
+    """Frames of a video's patches: those of the first maps, since a grid alone does not tell them.
+
+    8 frames of 7 x 7 patches are as many tokens as 2 frames of 14 x 14.
+    """
+    if len(inputs) == 5:
+        for run in runs:
+            if run.shape is not None and len(run.shape) == 5 and run.shape[0] == inputs[0]:
+                return run.shape[2]
+    return None
+
+
+def _read_as(run: _Run, inputs: Sequence[int], frames: int | None) -> TargetLayer | None:
     """How a call's output is read as maps, or None if it cannot be."""
     shape = run.shape
     if shape is None or shape[0] != inputs[0]:
@@ -248,13 +264,16 @@ def _read_as(run: _Run, inputs: Sequence[int]) -> TargetLayer | None:
         if math.prod(spatial[channel_dim]) <= 1:
             return None
         return TargetLayer(run.module, run.name, channel_dim)
-    if len(shape) == 3 and len(size) == 2:
-        grid = _grid(shape[1], size)
+    if len(shape) == 3 and (len(size) == 2 or frames is not None):
+        grid = _grid(shape[1], size[-2:], frames or 1)
         if grid is not None:
             height, width = grid
-            prefix = shape[1] - height * width
             reshape = partial(
-                vit_reshape_transform, height=height, width=width, prefix_tokens=prefix
+                vit_reshape_transform,
+                height=height,
+                width=width,
+                prefix_tokens=shape[1] - (frames or 1) * height * width,
+                frames=frames,
             )
             return TargetLayer(run.module, run.name, -1, reshape)
     return None
@@ -266,12 +285,14 @@ def _distortion(spatial: Sequence[int], size: Sequence[int]) -> float:
     return max(scales) - min(scales)
 
 
-def _grid(n_tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
-    """The grid of the patches, with the fewest tokens in front of it."""
+def _grid(n_tokens: int, size: Sequence[int], frames: int) -> tuple[int, int] | None:
+    """The grid of a frame's patches, with the fewest tokens in front of all."""
     for prefix in range(_MOST_PREFIX_TOKENS + 1):
-        patches = n_tokens - prefix
+        patches, rest = divmod(n_tokens - prefix, frames)
         if patches < 4:
             return None
+        if rest:
+            continue
         height = round(math.sqrt(patches * size[0] / size[1]))
         if height and patches % height == 0:
             grid = height, patches // height

@@ -85,8 +85,52 @@ def _vision_transformer():
 def test_tokens_become_a_grid_without_the_class_token(name):
     model = _vision_transformer()
     found, heat = _explained(model, torch.rand(2, 3, 32, 32), name)
-    assert found.reshape_transform.keywords == {"height": 4, "width": 4, "prefix_tokens": 1}
+    assert found.reshape_transform.keywords == {
+        "height": 4,
+        "width": 4,
+        "prefix_tokens": 1,
+        "frames": None,
+    }
     assert heat.shape == (2, 1, 4, 4)
+
+
+def _video_transformer():
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    def block(width, stride):
+        return MSBlockConfig(1, 8, width, [3, 3, 3], [3, 3, 3], stride, [1, 1, 1])
+
+    return MViT(
+        spatial_size=(64, 64), temporal_size=16, num_classes=5, residual_pool=True,
+        residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True,
+        block_setting=[block(8, [1, 1, 1]), block(8, [1, 4, 4]), block(8, [1, 1, 1])],
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("auto", (8, 4, 4)), ("blocks.1.norm1", (8, 16, 16)), ("norm", (8, 4, 4))]
+)
+def test_tokens_of_a_video_are_told_by_the_frames_of_its_patches(name, grid):
+    """8 frames of 4 x 4 patches are as many tokens as 2 of 8 x 8, which fit the video better."""
+    model, x = _video_transformer(), torch.rand(2, 3, 16, 64, 64)
+    found, heat = _explained(model, x, name)
+    assert found.name == ("blocks.2.norm1" if name == "auto" else name)
+    assert heat.shape == (2, 1, *grid)
+    settings = {"channel_dim": -1, "reshape_transform": found.reshape_transform}
+    settings |= {"clusterer": "contiguous", "n_clusters": 3}
+    fast, full = (
+        ClusteredLayerAblation(model, found.layer, replay=replay, **settings).explain(x, target=1)
+        for replay in ("suffix", "full")
+    )
+    torch.testing.assert_close(fast.ablated_scores, full.ablated_scores)
+    if name != "norm":  # behind it the class token alone is read
+        assert (full.ablated_scores != full.scores[:, None]).all()
+
+
+def test_tokens_of_a_video_without_maps_before_them_are_no_grid():
+    model = nn.Sequential(nn.Flatten(2), nn.LayerNorm(32), nn.Flatten(), nn.LazyLinear(5))
+    x = torch.rand(2, 3, 2, 4, 4)
+    assert find_layer(model.eval(), "1", x).reshape_transform is None
 
 
 def test_channels_last_are_told_by_the_shape_of_the_image():
