@@ -50,7 +50,13 @@ def _say(line: str) -> None:
 
 @app.command()
 def runtime(
-    networks: Networks = "",
+    networks: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Only these networks, or cases such as resnet50/layer4, separated by commas.",
+        ),
+    ] = "",
     clusters: Clusters = "16,64,256",
     part: Annotated[
         int, typer.Option(metavar="N", min=1, help="Perturbations of slow methods.")

@@ -108,9 +108,10 @@ def page(found: Mapping[str, Mapping[str, Any]], drawn: Sequence[str] = ()) -> s
 def _machine(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     return (
         f"*{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['gpu'] or 'no GPU'}; {machine['threads']} threads; Python {machine['python']}, "
+        f"{machine['gpu'] or 'no GPU'}; {threads}; Python {machine['python']}, "
         f"{versions}; commit {machine['commit']}; "
         f"{'full' if found['settings']['full'] else 'quick'} run.*"
     )

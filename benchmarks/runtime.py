@@ -26,21 +26,22 @@ QUICK = {
 """The cases of a quick run, and whether slow methods are among theirs."""
 
 FULL = {
-    f"{network.name}/{layer}/{batch}": True
+    f"{network.name}/{layer}/{batch}": batch == 1
     for network in NETWORKS.values()
     if network.name != "tiny"
     for layer in network.layers
     for batch in (1, 8)
 }
-"""The cases of a full run."""
+"""The cases of a full run. What is slow takes eight times as long for eight images; one says it."""
 
 
 def cases(networks: Sequence[str] | None, full: bool) -> dict[str, bool]:
     """The cases to be measured, and whether slow methods are among theirs.
 
     Args:
-        networks (sequence of str, optional): Only these; all their layers, batch 1 and 2, if a
-            quick run has none of theirs.
+        networks (sequence of str, optional): Only these, or the first parts of keys, such as
+            ``resnet50/layer4``; all layers of a network, batch 1 and 2, if a quick run has none of
+            its cases.
         full (bool): Whether the long run is wanted.
 
     Returns:
@@ -56,11 +57,16 @@ def cases(networks: Sequence[str] | None, full: bool) -> dict[str, bool]:
         return dict(known)
     found = {}
     for name in networks:
-        if name not in NETWORKS:
-            raise ValueError(f"`networks` must be among {', '.join(NETWORKS)}; got {name}.")
-        own = {key: slow for key, slow in known.items() if key.split("/")[0] == name}
-        layers = NETWORKS[name].layers
-        found.update(own or {f"{name}/{layer}/{n}": True for layer in layers for n in (1, 2)})
+        own = {key: slow for key, slow in known.items() if f"{key}/".startswith(f"{name}/")}
+        if name in NETWORKS:
+            layers = NETWORKS[name].layers
+            own = own or {f"{name}/{layer}/{n}": True for layer in layers for n in (1, 2)}
+        elif not own:
+            raise ValueError(
+                f"`networks` must be among {', '.join(NETWORKS)}, or the beginning of one of the "
+                f"cases {', '.join(known)}; got {name}."
+            )
+        found.update(own)
     return found
 
 

@@ -53,6 +53,19 @@ def made(tmp_path_factory):
     return out
 
 
+def test_runtime_can_be_asked_for_single_cases():
+    assert runtime.cases(["resnet50/layer4"], full=True) == {
+        "resnet50/layer4/1": True,
+        "resnet50/layer4/8": False,
+    }
+    assert list(runtime.cases(["resnet50/layer3/1", "vgg16/features/8"], full=True)) == [
+        "resnet50/layer3/1",
+        "vgg16/features/8",
+    ]
+    with pytest.raises(ValueError, match=r"beginning of one of the cases resnet50/layer4/1, .*r"):
+        runtime.cases(["resnet50/layer"], full=False)
+
+
 def test_runtime_times_every_method_and_all_agree(made):
     rows = results.read(made)["runtime"]["rows"]
     own = [row for row in rows if row["case"] == "tiny/body/1"]
