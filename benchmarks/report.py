@@ -232,7 +232,7 @@ def _runtime_figure(found: Mapping[str, Any]) -> Any:
     cases = list(_grouped(found["rows"]))
     # the tables have all; a picture of all would be metres high
     cases = [one for one in cases if one[0] in QUICK] or cases[: len(QUICK)]
-    figure, axes = _axes(len(cases), [len(rows) for _, rows in cases])
+    figure, axes = _axes([len(rows) for _, rows in cases])
     for ax, (case, rows) in zip(axes, cases, strict=True):
         shown = [row for row in rows if row["status"] != "failed"][::-1]
         names = [row["method"] + _marks(row) for row in shown]
@@ -286,7 +286,7 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
 
 
 def _memory_figure(found: Mapping[str, Any]) -> Any:
-    figure, (ax,) = _axes(1, [12])
+    figure, (ax,) = _axes([12])
     for case, rows in _grouped(found["rows"]):
         own = [row for row in rows if row["method"].startswith("Clustered") and row["peak_bytes"]]
         if own:
@@ -349,7 +349,7 @@ _AXES = {
 
 def _scaling_figure(found: Mapping[str, Any]) -> Any:
     cases = list(_grouped(found["rows"]))
-    figure, axes = _axes(len(cases), [10] * len(cases))
+    figure, axes = _axes([10] * len(cases))
     for ax, (case, rows) in zip(axes, cases, strict=True):
         xs = [row["value"] for row in rows]
         ax.plot(xs, [row["seconds"]["median"] for row in rows], "o-", color=_OURS, label="measured")
@@ -378,8 +378,9 @@ def _scaling_figure(found: Mapping[str, Any]) -> Any:
 def _faithfulness(found: Mapping[str, Any]) -> list[str]:
     parts = [
         "Maps judged by `captum-clustered evaluate`; 95 % intervals in brackets. ADC, the area and "
-        "deletion are better when low, PIC, insertion and ADCC when high. ADC alone can be "
-        "cheated: a map of ones is the best, so look at the controls and the area too."
+        "deletion are better when low, PIC, the average gain AG, insertion and ADCC when high. ADC "
+        "alone can be cheated: a map of ones (`fake-cam`) is the best, so look at the controls and "
+        "the area too. The weights are the published ones where nothing else is said."
     ]
     for case, rows in _grouped(found["rows"]):
         data, model = case.split("/", 1)
@@ -417,10 +418,10 @@ def _interval(metric: Mapping[str, Any]) -> str:
 
 def _faithfulness_figure(found: Mapping[str, Any]) -> Any:
     cases = list(_grouped(found["rows"]))
-    name = next(iter(cases[0][1][0]["metrics"]))
-    figure, axes = _axes(len(cases), [len(rows) for _, rows in cases])
-    for ax, (case, rows) in zip(axes, cases, strict=True):
-        shown = [row for row in rows if row["metrics"][name]["mean"] is not None][::-1]
+    names = list(cases[0][1][0]["metrics"])
+    figure, grid = _grid([len(rows) for _, rows in cases], len(names), 3 + 2.2 * len(names))
+    for axes, (case, rows) in zip(grid, cases, strict=True):
+        shown = rows[::-1]
         labels = [
             row["method"] + (f" K={row['clusters']}" if row["clusters"] else "") for row in shown
         ]
@@ -432,10 +433,24 @@ def _faithfulness_figure(found: Mapping[str, Any]) -> Any:
             else _THEIRS
             for row in shown
         ]
-        ax.barh(labels, [row["metrics"][name]["mean"] for row in shown], color=colours)
-        ax.set_title(case, loc="left", fontsize=10)
-        ax.set_xlabel(name, fontsize=9)
+        for ax, name in zip(axes, names, strict=True):
+            found_here = [row["metrics"].get(name) or dict.fromkeys(_ENDS) for row in shown]
+            mean, low, high = ([_or_nan(one[end]) for one in found_here] for end in _ENDS)
+            ends = [
+                [max(0.0, m - e) for m, e in zip(mean, low, strict=True)],
+                [max(0.0, e - m) for m, e in zip(mean, high, strict=True)],
+            ]
+            ax.barh(labels, mean, color=colours, xerr=ends, error_kw={"elinewidth": 1})
+            ax.set_xlabel(name, fontsize=9)
+        axes[0].set_title(f"{case}; light grey: controls", loc="left", fontsize=10)
     return figure
+
+
+_ENDS = ("mean", "low", "high")
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 # --- zoo ------------------------------------------------------------------------------------------
@@ -497,19 +512,25 @@ def _share(number: int, rows: Sequence[Row]) -> str:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def _axes(number: int, lines: Sequence[int]) -> tuple[Any, list[Any]]:
+def _axes(lines: Sequence[int]) -> tuple[Any, list[Any]]:
     """Pictures below each other, each as high as its lines need; no window is opened."""
+    figure, axes = _grid(lines, 1, 8)
+    return figure, [ax for (ax,) in axes]
+
+
+def _grid(lines: Sequence[int], columns: int, width: float) -> tuple[Any, Any]:
+    """Rows of pictures that share their lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     heights = [0.26 * count + 1.0 for count in lines]
-    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(number, 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for (ax,) in axes:
+    axes = figure.subplots(len(lines), columns, squeeze=False, sharey="row", height_ratios=heights)
+    for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-    return figure, [ax for (ax,) in axes]
+    return figure, axes
 
 
 def _number(value: float) -> str:
