@@ -10,7 +10,7 @@ STAMP := $(VENV)/.setup-done
 WHEEL_ENV := build/wheel-env
 WHEEL_TESTS := build/wheel-tests
 # What is tested there is the checkout: its documents, its benchmarks, its source.
-OF_CHECKOUT := $(patsubst %,tests/test_%.py,docs readme package doctests benchmarks thyroid thyroid_data)
+OF_CHECKOUT := $(patsubst %,tests/test_%.py,docs readme package doctests) tests/benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format types docs build check-wheel clean distclean
@@ -77,9 +77,9 @@ check-wheel: build  ## Install the wheel in an empty environment and run the tes
 	cd $(WHEEL_ENV) && bin/python -I -c 'import pathlib, sys, captum_clustered as c; sys.exit(not pathlib.Path(c.__file__).is_relative_to(sys.prefix) and f"the checkout was imported: {c.__file__}")'
 	cd $(WHEEL_ENV) && bin/captum-clustered --version
 	rm -rf $(WHEEL_TESTS)
-	mkdir -p $(WHEEL_TESTS)/tests
-	cp pyproject.toml $(WHEEL_TESTS)
-	cp $(filter-out $(OF_CHECKOUT),$(wildcard tests/*.py)) $(WHEEL_TESTS)/tests
+	mkdir -p $(WHEEL_TESTS)
+	cp -r pyproject.toml tests $(WHEEL_TESTS)
+	cd $(WHEEL_TESTS) && rm -r $(OF_CHECKOUT)
 	cd $(WHEEL_TESTS) && '$(CURDIR)/$(WHEEL_ENV)/bin/python' -m pytest --quiet --numprocesses $(JOBS) --maxprocesses 4
 
 clean:  ## Remove what the other targets leave, but not the environment

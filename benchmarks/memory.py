@@ -21,7 +21,7 @@ from benchmarks.cases import NETWORKS, Case, build
 from benchmarks.methods import Method, methods_of
 from benchmarks.results import Row
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.replay import BUDGET
+from captum_clustered.engine.replay import BUDGET
 
 __all__ = ["FULL", "QUICK", "cases", "measure", "peak"]
 

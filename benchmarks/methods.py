@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.peers import Reshape, pytorch_grad_cam_map, torchcam_map
 from captum_clustered import ClusteredLayerAblation, LayerAblationCam
-from captum_clustered.ablation import ClusteredAttribution
+from captum_clustered.explainers.results import ClusteredAttribution
 from captum_clustered.weighting import by_map
 
 __all__ = ["BASE", "FORWARD", "TOLERANCE", "Method", "Part", "methods_of"]
@@ -210,7 +210,7 @@ def _grad_cams(case: Case) -> Iterator[Method]:
     same = "Grad-CAM of captum_clustered"
 
     def ours() -> Tensor:
-        from captum_clustered.egrad_cam import LayerEGradCam
+        from captum_clustered.explainers.egrad_cam import LayerEGradCam
 
         cam = LayerEGradCam(case.model, case.layer, threshold=-1.0, **_settings(case))
         return cam.attribute(case.inputs, target=case.target)

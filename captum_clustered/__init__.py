@@ -4,29 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captum_clustered.ablation import ClusteredAttribution as ClusteredAttribution
-    from captum_clustered.ablation import ClusteredLayerAblation as ClusteredLayerAblation
-    from captum_clustered.ablation import LayerAblationCam as LayerAblationCam
-    from captum_clustered.egrad_cam import LayerEGradCam as LayerEGradCam
-    from captum_clustered.group_cam import LayerGroupCam as LayerGroupCam
-    from captum_clustered.optimization import (
+    from captum_clustered.explainers.ablation import (
+        ClusteredLayerAblation as ClusteredLayerAblation,
+    )
+    from captum_clustered.explainers.ablation import LayerAblationCam as LayerAblationCam
+    from captum_clustered.explainers.egrad_cam import LayerEGradCam as LayerEGradCam
+    from captum_clustered.explainers.group_cam import LayerGroupCam as LayerGroupCam
+    from captum_clustered.explainers.opti_cam import (
         ClusteredLayerOptimization as ClusteredLayerOptimization,
     )
-    from captum_clustered.score_cam import ClusteredLayerScore as ClusteredLayerScore
-    from captum_clustered.score_cam import LayerScoreCam as LayerScoreCam
+    from captum_clustered.explainers.results import ClusteredAttribution as ClusteredAttribution
+    from captum_clustered.explainers.score_cam import ClusteredLayerScore as ClusteredLayerScore
+    from captum_clustered.explainers.score_cam import LayerScoreCam as LayerScoreCam
 
 __version__ = "0.1.0"
 
 # loaded when first asked for, so that `captum-clustered --help` need not wait for torch
 _HOMES = {
-    "ClusteredAttribution": "ablation",
-    "ClusteredLayerAblation": "ablation",
-    "LayerAblationCam": "ablation",
-    "LayerEGradCam": "egrad_cam",
-    "ClusteredLayerOptimization": "optimization",
-    "ClusteredLayerScore": "score_cam",
-    "LayerGroupCam": "group_cam",
-    "LayerScoreCam": "score_cam",
+    "ClusteredAttribution": "explainers.results",
+    "ClusteredLayerAblation": "explainers.ablation",
+    "LayerAblationCam": "explainers.ablation",
+    "LayerEGradCam": "explainers.egrad_cam",
+    "ClusteredLayerOptimization": "explainers.opti_cam",
+    "ClusteredLayerScore": "explainers.score_cam",
+    "LayerGroupCam": "explainers.group_cam",
+    "LayerScoreCam": "explainers.score_cam",
 }
 
 __all__ = [*_HOMES, "__version__"]

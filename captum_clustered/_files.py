@@ -1,7 +1,8 @@
-"""Files that are there as a whole or not at all, and JSON that every reader accepts."""
+"""Whole files, JSON that every reader accepts, and libraries that may be missing."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Iterator
@@ -30,3 +31,15 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(item) for item in value]
     return value
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Imports a library of an extra, or says which extra it is."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise ImportError(
+            f"{module} is needed {purpose}; pip install 'captum-clustered[{extra}]'", name=module
+        ) from error

@@ -33,18 +33,19 @@ from captum.attr import LayerAttribution, LayerGradCam
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_clustered.ablation import ClusteredLayerAblation, LayerAblationCam
 from captum_clustered.adaptive import Adaptive
 from captum_clustered.clustering import RandomGroups, as_clusterer
-from captum_clustered.egrad_cam import LayerEGradCam
-from captum_clustered.explainer import LayerExplainer, Tensors, unwrap
+from captum_clustered.engine.model import as_model, borrowed
+from captum_clustered.explainers.ablation import ClusteredLayerAblation, LayerAblationCam
+from captum_clustered.explainers.base import LayerExplainer, unwrap
+from captum_clustered.explainers.egrad_cam import LayerEGradCam
+from captum_clustered.explainers.group_cam import LayerGroupCam
+from captum_clustered.explainers.opti_cam import ClusteredLayerOptimization
+from captum_clustered.explainers.results import Tensors
+from captum_clustered.explainers.score_cam import ClusteredLayerScore, LayerScoreCam
 from captum_clustered.fills import Fill
-from captum_clustered.forward import as_model, borrowed
-from captum_clustered.group_cam import LayerGroupCam
 from captum_clustered.heatmap import ReshapeTransform, to_maps
 from captum_clustered.layers import did_you_mean
-from captum_clustered.optimization import ClusteredLayerOptimization
-from captum_clustered.score_cam import ClusteredLayerScore, LayerScoreCam
 from captum_clustered.targets import Target, check_target, format_target, select
 
 __all__ = ["METHODS", "Drawn", "GradCam", "Method", "make"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.explainer import Tensors
+from captum_clustered.explainers.results import Tensors
 from captum_clustered.heatmap import normalize
 from captum_clustered.targets import Target
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from captum_clustered.ablation import ClusteredAttribution
+    from captum_clustered.explainers.results import ClusteredAttribution
 
 __all__ = ["compare", "describe", "groups", "overlay", "sweep", "to_captum"]
 

@@ -24,7 +24,7 @@ CHAPTERS = {
         "targets",
     ],
     "Judging heat maps": ["metrics", "metrics.streaming", "statistics", "evaluation"],
-    "Around them": ["visualization", "models", "testing", "cli"],
+    "Around them": ["visualization", "models", "testing", "app.cli"],
 }
 REST = "Engine and inner modules"
 
@@ -72,7 +72,7 @@ def write(folder: Path) -> None:
     """Writes the pages into a folder, and leaves alone what has not changed."""
     folder.mkdir(exist_ok=True)
     pages = {f"{name}.md": page(name) for names in chapters().values() for name in names}
-    pages[f"{PACKAGE}.cli.md"] = command_line()
+    pages[f"{PACKAGE}.app.cli.md"] = command_line()
     index = [
         "# Reference",
         "",
@@ -122,7 +122,7 @@ def command_line() -> str:
     """The page of the commands: the help that each prints."""
     from typer.main import get_command
 
-    from captum_clustered.cli import app
+    from captum_clustered.app.cli import app
 
     group = get_command(app)
     context = group.make_context("captum-clustered", ["--help-all"], resilient_parsing=True)
@@ -148,7 +148,7 @@ def _full(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    if name == f"{PACKAGE}.cli":
+    if name == f"{PACKAGE}.app.cli":
         return "Command line"
     return name if name == PACKAGE else name.removeprefix(f"{PACKAGE}.")
 

@@ -2,7 +2,7 @@
 
 import torch
 
-import captum_clustered.explainer as explainer
+import captum_clustered.explainers.base as explainer
 
 
 def let_gradients_be_ones(monkeypatch):

@@ -109,7 +109,7 @@ def test_the_reference_is_written_and_stale_pages_go(tmp_path):
     reference.write(tmp_path)
     assert not stale.exists()
     assert "ClusteredLayerAblation" in (tmp_path / "captum_clustered.md").read_text()
-    assert "--clusters" in (tmp_path / "captum_clustered.cli.md").read_text()
+    assert "--clusters" in (tmp_path / "captum_clustered.app.cli.md").read_text()
     contents = (tmp_path / "index.md").read_text() + (tmp_path / "inner.md").read_text()
     for page in tmp_path.glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in contents, page.name

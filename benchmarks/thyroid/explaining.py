@@ -29,8 +29,8 @@ from benchmarks.thyroid.training import best_of
 from benchmarks.timing import rounds
 from captum_clustered import ClusteredLayerAblation, LayerAblationCam
 from captum_clustered._files import whole
-from captum_clustered.ablation import ClusteredAttribution
 from captum_clustered.evaluation import Settings, evaluate
+from captum_clustered.explainers.results import ClusteredAttribution
 from captum_clustered.models import load
 from captum_clustered.weighting import by_map
 

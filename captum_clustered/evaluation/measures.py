@@ -16,7 +16,7 @@ from captum_clustered.metrics.adcc import adcc_score, coherency
 from captum_clustered.metrics.confidence import confidences
 from captum_clustered.metrics.curves import Curve, deletion, insertion
 from captum_clustered.metrics.localization import energy_inside, iou, pointing_game
-from captum_clustered.metrics.masking import Status
+from captum_clustered.metrics.maps import Status
 from captum_clustered.targets import Score, format_target, target_scores
 
 __all__ = [

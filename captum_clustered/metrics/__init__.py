@@ -9,7 +9,6 @@ are in :mod:`captum_clustered.metrics.streaming`, which needs torchmetrics
 
 from captum_clustered.fills import Black, Blur
 from captum_clustered.metrics.adcc import AdccParts, adcc, adcc_score, coherency
-from captum_clustered.metrics.captum_adapters import infidelity, sensitivity_max
 from captum_clustered.metrics.confidence import (
     Confidences,
     average_drop,
@@ -30,7 +29,8 @@ from captum_clustered.metrics.localization import (
     iou,
     pointing_game,
 )
-from captum_clustered.metrics.masking import Maps, Status, prepare
+from captum_clustered.metrics.maps import Maps, Status, prepare
+from captum_clustered.metrics.robustness import infidelity, sensitivity_max
 from captum_clustered.metrics.scoring import Conventions
 
 __all__ = [

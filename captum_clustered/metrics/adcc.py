@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.confidence import confidences
-from captum_clustered.metrics.masking import Interpolation, Normalization, prepare
+from captum_clustered.metrics.maps import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import Conventions, split
 from captum_clustered.targets import Score, Target
 

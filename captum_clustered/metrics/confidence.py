@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered.fills import Fill, describe, fill_image, masked
-from captum_clustered.metrics.masking import Interpolation, Normalization, prepare
+from captum_clustered.metrics.maps import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
     Model,

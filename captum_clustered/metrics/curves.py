@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_clustered._checks import check_int
 from captum_clustered.fills import Blur, Fill, describe, fill_image
-from captum_clustered.metrics.masking import Interpolation, prepare
+from captum_clustered.metrics.maps import Interpolation, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
     Model,

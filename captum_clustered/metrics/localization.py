@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_clustered.metrics.masking import Interpolation, prepare
+from captum_clustered.metrics.maps import Interpolation, prepare
 
 __all__ = ["boxes_to_masks", "energy_inside", "iou", "pointing_game"]
 

@@ -33,7 +33,7 @@ from captum_clustered.metrics.adcc import AdccParts, adcc_score
 from captum_clustered.metrics.confidence import Confidences, increase, wins
 from captum_clustered.metrics.curves import Curve
 from captum_clustered.metrics.localization import energy_inside, iou, pointing_game
-from captum_clustered.metrics.masking import Interpolation, Status
+from captum_clustered.metrics.maps import Interpolation, Status
 from captum_clustered.metrics.scoring import Conventions
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from captum_clustered._extras import require
+from captum_clustered._files import require
 
 __all__ = ["picture_uri", "render"]
 

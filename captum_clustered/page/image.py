@@ -16,7 +16,7 @@ from captum_clustered.heatmap import enlarge
 from captum_clustered.page import picture_uri, render
 
 if TYPE_CHECKING:
-    from captum_clustered.ablation import ClusteredAttribution
+    from captum_clustered.explainers.results import ClusteredAttribution
 
 __all__ = ["ClassScore", "image_page", "packed"]
 

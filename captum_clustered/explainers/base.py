@@ -12,24 +12,21 @@ from captum._utils.gradient import compute_layer_gradients_and_eval
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_clustered.capture import Capture, LayerIO, capture
 from captum_clustered.clustering import Clusterer, Groups, group
-from captum_clustered.forward import Model, ModuleStates, as_model, borrowed
+from captum_clustered.engine.capture import Capture, LayerIO, capture
+from captum_clustered.engine.model import Model, ModuleStates, as_model, borrowed
+from captum_clustered.explainers.results import Tensors
 from captum_clustered.heatmap import ReshapeTransform, to_maps
 from captum_clustered.targets import Target, format_target
 
 __all__ = [
     "FirstPass",
     "LayerExplainer",
-    "Tensors",
     "check_perturbations",
     "group_maps",
     "progress",
     "unwrap",
 ]
-
-Tensors = Tensor | tuple[Tensor, ...]
-"""One tensor for a layer that gives one, else a tuple."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,17 +12,12 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice, check_int
 from captum_clustered.clustering import Groups
-from captum_clustered.explainer import FirstPass, Tensors, check_perturbations, group_maps
+from captum_clustered.engine.replay import Ablation, replay
+from captum_clustered.explainers.base import FirstPass, check_perturbations, group_maps
+from captum_clustered.explainers.masking import ImageMasking, joint_maps, precise, result_of
+from captum_clustered.explainers.results import MaskingAttribution, Tensors
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import ReshapeTransform, build
-from captum_clustered.image_masking import (
-    ImageMasking,
-    MaskingAttribution,
-    joint_maps,
-    precise,
-    result_of,
-)
-from captum_clustered.replay import Ablation, replay
 from captum_clustered.targets import Score, Target
 from captum_clustered.weighting import SHARES, by_map
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-import captum_clustered.replay as replay_module
+import captum_clustered.engine.replay as replay_module
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.clustering import CosineKMeans, EveryMap, KMeans, RandomGroups
 

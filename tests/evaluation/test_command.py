@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import captum_clustered
-from captum_clustered import cli
+from captum_clustered.app import cli
 from captum_clustered.clustering import CLUSTERERS
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.plan import FILLS, SCORES, TARGETS

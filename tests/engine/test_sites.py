@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import captum_clustered.replay as replay_module
+import captum_clustered.engine.replay as replay_module
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.capture import MAPWISE
+from captum_clustered.engine.capture import MAPWISE
 from captum_clustered.shapley import Shapley
 
 X = torch.rand(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

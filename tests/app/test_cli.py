@@ -18,7 +18,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import captum_clustered
-from captum_clustered import ClusteredLayerAblation, cli, explaining, writing
+from captum_clustered import ClusteredLayerAblation
+from captum_clustered.app import cli
+from captum_clustered.app import explain as explaining
+from captum_clustered.app import write as writing
 from captum_clustered.clustering import CLUSTERERS, KMeans
 from captum_clustered.heatmap import normalize
 from captum_clustered.models import WEIGHTS, load
@@ -443,7 +446,7 @@ def test_warnings_are_one_line(folder):
         "import warnings\nfrom nets import net as quiet\n"
         "def net():\n    warnings.warn('mind\\nthe gap')\n    return quiet()\n"
     )
-    code = "from captum_clustered.cli import main; main()"
+    code = "from captum_clustered.app.cli import main; main()"
     arguments = ["explain", "cat.png", "--model", "loud:net", "--out", "out"]
     shell = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
@@ -493,8 +496,8 @@ def test_package_can_be_run():
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys, captum_clustered\nbefore = set(sys.modules)\nimport captum_clustered.cli\n"
-        "from typer.testing import CliRunner\nfrom captum_clustered.cli import app\n"
+        "import sys, captum_clustered\nbefore = set(sys.modules)\nimport captum_clustered.app.cli\n"
+        "from typer.testing import CliRunner\nfrom captum_clustered.app.cli import app\n"
         "CliRunner().invoke(app, ['explain', '--help'], catch_exceptions=False)\n"
         "print({name.partition('.')[0] for name in set(sys.modules) - before})"
     )

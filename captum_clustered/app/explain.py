@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clustered.ablation import ClusteredAttribution, ClusteredLayerAblation
 from captum_clustered.clustering import Agglomerative, as_clusterer
+from captum_clustered.explainers.ablation import ClusteredLayerAblation
+from captum_clustered.explainers.results import ClusteredAttribution
 from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.layers import TargetLayer, find_layer
-from captum_clustered.medical import is_dicom, is_volume, read_dicom, read_volume
 from captum_clustered.models import LoadedModel, load, read_image, resolve_target
+from captum_clustered.models.medical import is_dicom, is_volume, read_dicom, read_volume
 from captum_clustered.page.image import ClassScore
 from captum_clustered.visualization import describe
 from captum_clustered.weighting import as_weighting

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from captum_clustered import cli
-from captum_clustered.medical import (
+from captum_clustered.app import cli
+from captum_clustered.models.medical import (
     is_dicom,
     is_volume,
     read_dicom,

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_clustered._extras import require
-from captum_clustered._files import whole
+from captum_clustered._files import require, whole
 
 if TYPE_CHECKING:
     from PIL import Image

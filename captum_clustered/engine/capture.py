@@ -2,7 +2,7 @@
 
 Recorded are the layer's activations, the target score and the *frozen prefix*: the outputs of the
 outermost module calls that had finished before the layer's own call began. The replay hands these
-out again instead of computing them, see :mod:`captum_clustered.replay`.
+out again instead of computing them, see :mod:`captum_clustered.engine.replay`.
 
 Most of them are needed by nobody: the next module has taken them, and the model has let them go. To
 keep those nevertheless would cost a tenth of a forward pass on the CPU, in memory that is fetched
@@ -37,7 +37,7 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import TensorWeakRef
 
-from captum_clustered.forward import Model, ModuleStates
+from captum_clustered.engine.model import Model, ModuleStates
 from captum_clustered.targets import check_target, select
 
 __all__ = ["MAPWISE", "Call", "Capture", "LayerIO", "Site", "capture"]

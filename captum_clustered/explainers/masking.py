@@ -8,7 +8,6 @@ class is what the map, or the group, is worth. The whole model runs for each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,55 +16,15 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_int
 from captum_clustered.clustering import Groups, as_clusterer
-from captum_clustered.explainer import (
-    FirstPass,
-    LayerExplainer,
-    Tensors,
-    progress,
-    unwrap,
-)
+from captum_clustered.engine.replay import chunks, fitting
+from captum_clustered.explainers.base import FirstPass, LayerExplainer, progress, unwrap
+from captum_clustered.explainers.results import MaskingAttribution
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.heatmap import ReshapeTransform, enlarge, normalize
-from captum_clustered.replay import chunks, fitting
 from captum_clustered.targets import Score, repeat_target, target_scores
 from captum_clustered.weighting import sum_by_group
 
-__all__ = ["ImageMasking", "MaskingAttribution", "joint_maps", "masks_of", "precise", "result_of"]
-
-
-@dataclass(frozen=True, eq=False)
-class MaskingAttribution:
-    """Everything that one call of `explain` found out.
-
-    `N` is the number of examples, `C` of feature maps, `K` of groups. Where the layer gives several
-    tensors, every field marked * is a tuple with one entry for each.
-
-    Attributes:
-        attributions (Tensor or tuple[Tensor, ...]): * The heat map, `(N, 1, *spatial)`, or
-            `(N, C, *spatial)` with ``attr_dim_summation=False``.
-        activations (Tensor or tuple[Tensor, ...]): * The maps, `(N, C, *spatial)`.
-        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: each map's group; -1 is none.
-        group_maps (Tensor or tuple[Tensor, ...]): * What the masks are made of, in the layer's own
-            resolution: the joint map of each group, `(N, K, *spatial)`.
-        masked_scores (Tensor or tuple[Tensor, ...]): * What the model says of the class when
-            it sees the image through the group, `(N, K)`.
-        hidden_scores (Tensor or None): What it says when all of the image is hidden, `(N,)`; None
-            where that is not asked, as in Score-CAM.
-        group_weights (Tensor or tuple[Tensor, ...]): * The weight of each group, `(N, K)`, as it is
-            given to its joint map (Group-CAM) or to each of its maps (Score-CAM); 0 for a group
-            that is not valid.
-        valid (Tensor or tuple[Tensor, ...]): * bool `(N, K)`: which groups an example has, without
-            those whose joint map is flat, since a flat map is no mask.
-    """
-
-    attributions: Tensors
-    activations: Tensors
-    labels: Tensors
-    group_maps: Tensors
-    masked_scores: Tensors
-    hidden_scores: Tensor | None
-    group_weights: Tensors
-    valid: Tensors
+__all__ = ["ImageMasking", "joint_maps", "masks_of", "precise", "result_of"]
 
 
 class ImageMasking(LayerExplainer, PerturbationAttribution):

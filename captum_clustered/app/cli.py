@@ -1,8 +1,8 @@
 """The command line: explanations for people without code.
 
 The commands only turn words into settings. What they find out is gathered by
-:mod:`captum_clustered.explaining`, or :mod:`captum_clustered.evaluation`, and written by
-:mod:`captum_clustered.writing`. What is heavy loads when a command runs, not to show help.
+:mod:`captum_clustered.app.explain`, or :mod:`captum_clustered.evaluation`, and written by
+:mod:`captum_clustered.app.write`. What is heavy loads when a command runs, not to show help.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from captum_clustered.explaining import Explainer
+    from captum_clustered.app.explain import Explainer
 
 __all__ = ["app", "main"]
 
@@ -141,10 +141,10 @@ def explain(
     reported and left out; the exit code is then 2. What a DICOM file says of patient and study is
     written nowhere unless --dicom-identifiers asks for it.
     """
-    from captum_clustered._extras import require
-    from captum_clustered.explaining import Settings, example_of, prepare
-    from captum_clustered.medical import is_dicom
-    from captum_clustered.writing import make_folder
+    from captum_clustered._files import require
+    from captum_clustered.app.explain import Settings, example_of, prepare
+    from captum_clustered.app.write import make_folder
+    from captum_clustered.models.medical import is_dicom
 
     settings = Settings(
         model=model,
@@ -324,8 +324,8 @@ def demo(
     ] = Path("captum-clustered-demo"),
 ) -> None:
     """Explain two photographs with EfficientNet-Lite0, beside Grad-CAM (needs the extra demo)."""
-    from captum_clustered import explaining
-    from captum_clustered.writing import make_folder, write_demo
+    from captum_clustered.app import explain as explaining
+    from captum_clustered.app.write import make_folder, write_demo
 
     with _short_warnings(), _reported():
         explainer = explaining.prepare(explaining.Settings(model="efficientnet-lite0"))
@@ -359,8 +359,8 @@ def _explain_all(
     """Explains each image; returns whether all could be."""
     from tqdm import tqdm
 
-    from captum_clustered.explaining import explain_image
-    from captum_clustered.writing import unique_stems, write_explanation
+    from captum_clustered.app.explain import explain_image
+    from captum_clustered.app.write import unique_stems, write_explanation
 
     stems = unique_stems(images)
     failures = 0

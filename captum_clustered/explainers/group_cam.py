@@ -10,16 +10,11 @@ import torch
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_clustered.explainer import Tensors, check_perturbations, group_maps
+from captum_clustered.explainers.base import check_perturbations, group_maps
+from captum_clustered.explainers.masking import ImageMasking, joint_maps, precise, result_of
+from captum_clustered.explainers.results import MaskingAttribution, Tensors
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import ReshapeTransform, build
-from captum_clustered.image_masking import (
-    ImageMasking,
-    MaskingAttribution,
-    joint_maps,
-    precise,
-    result_of,
-)
 from captum_clustered.targets import Score, Target
 from captum_clustered.weighting import gradient_weights
 

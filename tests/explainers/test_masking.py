@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-import captum_clustered.replay as replay_module
+import captum_clustered.engine.replay as replay_module
 from captum_clustered import LayerGroupCam, LayerScoreCam
 from captum_clustered.clustering import KMeans
 from captum_clustered.fills import Blur, fill_image

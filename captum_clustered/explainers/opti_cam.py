@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,42 +13,16 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice, check_int
 from captum_clustered.clustering import Groups
-from captum_clustered.explainer import FirstPass, Tensors, group_maps, progress
+from captum_clustered.engine.replay import Ablation, replay
+from captum_clustered.explainers.base import FirstPass, group_maps, progress
+from captum_clustered.explainers.masking import ImageMasking, joint_maps, precise
+from captum_clustered.explainers.results import OptimizationAttribution, Tensors
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.heatmap import ReshapeTransform, build, enlarge, normalize
-from captum_clustered.image_masking import ImageMasking, joint_maps, precise
-from captum_clustered.replay import Ablation, replay
 from captum_clustered.targets import Score, Target, target_scores
 from captum_clustered.weighting import SHARES, by_map
 
-__all__ = ["ClusteredLayerOptimization", "OptimizationAttribution"]
-
-
-@dataclass(frozen=True, eq=False)
-class OptimizationAttribution:
-    """Everything that one call of :meth:`ClusteredLayerOptimization.explain` found out.
-
-    `N` is the number of examples, `C` of feature maps, `K` of groups, `T` of steps taken.
-
-    Attributes:
-        attributions (Tensor): The heat map, `(N, 1, *spatial)`, or `(N, C, *spatial)` with
-            ``attr_dim_summation=False``.
-        activations (Tensor): The maps, `(N, C, *spatial)`.
-        labels (Tensor): int64 `(N, C)`: each map's group; -1 is none.
-        group_weights (Tensor): The weight of each group, `(N, K)`; those of an example sum to 1.
-        valid (Tensor): bool `(N, K)`: which groups an example has.
-        objectives (Tensor): What was maximised, before each step, `(N, T)`; NaN behind the last
-            step of an example that stopped early.
-        steps (Tensor): int64 `(N,)`: steps taken by each example.
-    """
-
-    attributions: Tensor
-    activations: Tensor
-    labels: Tensor
-    group_weights: Tensor
-    valid: Tensor
-    objectives: Tensor
-    steps: Tensor
+__all__ = ["ClusteredLayerOptimization"]
 
 
 class ClusteredLayerOptimization(ImageMasking):
@@ -174,7 +147,7 @@ class ClusteredLayerOptimization(ImageMasking):
         attribute_to_layer_input: bool = False,
         attr_dim_summation: bool = True,
         show_progress: bool = False,
-    ) -> Tensor:
+    ) -> Tensors:
         r"""Computes the heat map.
 
         Args:

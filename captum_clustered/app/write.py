@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from captum_clustered._files import whole, without_nan
-from captum_clustered.explaining import Demo, Explanation
-from captum_clustered.medical import is_dicom, save_secondary_capture
+from captum_clustered.app.explain import Demo, Explanation
+from captum_clustered.models.medical import is_dicom, save_secondary_capture
 from captum_clustered.page.image import image_page
 from captum_clustered.visualization import compare, groups, overlay
 
@@ -59,7 +59,7 @@ def write_explanation(
     """Writes an explanation's files into a folder, the record last.
 
     Args:
-        explanation (Explanation): From :func:`captum_clustered.explaining.explain_image`.
+        explanation (Explanation): From :func:`captum_clustered.app.explain.explain_image`.
         out (Path): The folder.
         stem (str): How the files' names begin.
         html (bool, optional): Whether to write a page; the explanation must have levels.

@@ -14,9 +14,9 @@ from captum.testing.helpers.basic_models import (
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import captum_clustered.egrad_cam as module
+import captum_clustered.explainers.egrad_cam as module
 from captum_clustered import LayerEGradCam
-from captum_clustered.egrad_cam import entropy
+from captum_clustered.explainers.egrad_cam import entropy
 from fake_cuda import let_gradients_be_ones
 from small_models import split_cnn
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,40 +12,15 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_int
-from captum_clustered.explainer import LayerExplainer, Tensors, unwrap
+from captum_clustered.explainers.base import LayerExplainer, unwrap
+from captum_clustered.explainers.results import EntropyAttribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, build
 from captum_clustered.targets import Target
 from captum_clustered.weighting import gradient_weights
 
-__all__ = ["EntropyAttribution", "LayerEGradCam", "entropy"]
+__all__ = ["LayerEGradCam", "entropy"]
 
 _BYTES = 64 * 2**20  # of histograms at a time; more examples are counted one lot after the other
-
-
-@dataclass(frozen=True, eq=False)
-class EntropyAttribution:
-    """Everything that one call of :meth:`LayerEGradCam.explain` found out.
-
-    `N` is the number of examples, `C` of feature maps. Where the layer gives several tensors, every
-    field marked * is a tuple with one entry for each.
-
-    Attributes:
-        attributions (Tensor or tuple[Tensor, ...]): * The heat map, `(N, 1, *spatial)`, or
-            `(N, C, *spatial)` with ``attr_dim_summation=False``.
-        activations (Tensor or tuple[Tensor, ...]): * The maps, `(N, C, *spatial)`.
-        scores (Tensor): The target scores, `(N,)`.
-        entropies (Tensor or tuple[Tensor, ...]): * The entropy of each map in bits, `(N, C)`.
-        kept (Tensor or tuple[Tensor, ...]): * bool `(N, C)`: the maps that are not frozen out.
-        channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`: the mean
-            of its gradient, 0 for a map that is frozen out.
-    """
-
-    attributions: Tensors
-    activations: Tensors
-    scores: Tensor
-    entropies: Tensors
-    kept: Tensors
-    channel_weights: Tensors
 
 
 class LayerEGradCam(LayerExplainer, GradientAttribution):

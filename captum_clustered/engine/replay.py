@@ -3,7 +3,7 @@
 The *suffix* path maps over the group index with `torch.vmap`: only operations that depend on the
 ablated activations get the extra axis, the frozen prefix is handed out instead of being computed.
 Maps are switched off as far behind the layer as that is the same, see
-:class:`captum_clustered.capture.Site`.
+:class:`captum_clustered.engine.capture.Site`.
 Where `vmap` cannot go, the *full* path repeats the inputs as Captum does. Both give the same
 numbers.
 """
@@ -24,9 +24,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from captum_clustered.capture import Call, Capture, LayerIO, Site, capture
 from captum_clustered.clustering import Groups
-from captum_clustered.forward import Model, borrowed
+from captum_clustered.engine.capture import Call, Capture, LayerIO, Site, capture
+from captum_clustered.engine.model import Model, borrowed
 from captum_clustered.targets import repeat_target, select
 
 __all__ = ["Ablation", "Replay", "chunks", "fitting", "replay"]

@@ -10,11 +10,11 @@ import torch
 from captum.attr import LayerFeatureAblation
 from torch import nn
 
-import captum_clustered.replay as replay_module
+import captum_clustered.engine.replay as replay_module
 import small_models
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.capture import Call, LayerIO, capture
-from captum_clustered.forward import as_model, borrowed
+from captum_clustered.engine.capture import Call, LayerIO, capture
+from captum_clustered.engine.model import as_model, borrowed
 
 X = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 TARGET = [1, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,61 +14,22 @@ from torch import Tensor, nn
 
 from captum_clustered.adaptive import Adaptive
 from captum_clustered.clustering import EveryMap, Groups, as_clusterer, numbered
-from captum_clustered.explainer import (
+from captum_clustered.engine.replay import Ablation, Replay, replay
+from captum_clustered.explainers.base import (
     FirstPass,
     LayerExplainer,
-    Tensors,
     check_perturbations,
     group_maps,
     progress,
     unwrap,
 )
+from captum_clustered.explainers.results import ClusteredAttribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, build
-from captum_clustered.replay import Ablation, Replay, replay
 from captum_clustered.shapley import Shapley
 from captum_clustered.targets import Target
 from captum_clustered.weighting import as_weighting, by_map
 
-__all__ = ["ClusteredAttribution", "ClusteredLayerAblation", "LayerAblationCam"]
-
-
-@dataclass(frozen=True, eq=False)
-class ClusteredAttribution:
-    """Everything that one call of :meth:`ClusteredLayerAblation.explain` found out.
-
-    `N` is the number of examples, `C` of feature maps, `K` of groups. Where the layer gives several
-    tensors, every field marked * is a tuple with one entry for each.
-
-    Attributes:
-        attributions (Tensor or tuple[Tensor, ...]): * The heat map, `(N, 1, *spatial)`, or
-            `(N, C, *spatial)` with ``attr_dim_summation=False``.
-        activations (Tensor or tuple[Tensor, ...]): * The maps, `(N, C, *spatial)`.
-        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: each map's group; -1 marks a dead
-            map, or one that the clusterer put into no group.
-        scores (Tensor): The target scores, `(N,)`.
-        ablated_scores (Tensor or tuple[Tensor, ...]): * The scores without each group, `(N, K)`.
-        group_weights (Tensor or tuple[Tensor, ...]): * The weight that each map of a group carries,
-            or that they share, as the weighting says, `(N, K)`; 0 for a group that an example does
-            not have.
-        valid (Tensor or tuple[Tensor, ...]): * bool `(N, K)`: which groups an example has.
-        channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`.
-        replay (str): ``"suffix"`` if only what lies behind the layer ran again, else ``"full"``.
-        replay_reason (str or None): Why the whole model ran again.
-        standard_errors (Tensor or tuple[Tensor, ...] or None): * Of `ablated_scores`, where these
-            are estimates, as with :class:`captum_clustered.shapley.Shapley`; else None.
-    """
-
-    attributions: Tensors
-    activations: Tensors
-    labels: Tensors
-    scores: Tensor
-    ablated_scores: Tensors
-    group_weights: Tensors
-    valid: Tensors
-    channel_weights: Tensors
-    replay: Literal["suffix", "full"]
-    replay_reason: str | None = None
-    standard_errors: Tensors | None = None
+__all__ = ["ClusteredLayerAblation", "LayerAblationCam"]
 
 
 class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):

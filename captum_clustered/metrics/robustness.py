@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
-from captum_clustered.metrics.masking import Interpolation, resize
+from captum_clustered.metrics.maps import Interpolation, resize
 from captum_clustered.metrics.scoring import Model, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 

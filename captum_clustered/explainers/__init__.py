@@ -1,0 +1,3 @@
+"""The methods, one module each, as Captum layer attributions."""
+
+__all__: list[str] = []
