@@ -21,6 +21,15 @@ __all__ = [
 
 ReshapeTransform = Callable[[Tensor], Tensor]
 
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+
 
 def to_maps(
     activations: Tensor,
@@ -84,9 +93,9 @@ def _features_are_last(layer: nn.Module, shape: tuple[int, ...]) -> bool:
             last.add(module.normalized_shape[-1])
         elif isinstance(module, nn.Embedding):
             last.add(module.embedding_dim)
-        elif isinstance(module, nn.modules.conv._ConvNd):
+        elif isinstance(module, _CONVOLUTIONS):
             first.add(module.out_channels)
-        elif isinstance(module, nn.modules.batchnorm._NormBase):
+        elif isinstance(module, _NORMS):
             first.add(module.num_features)
     return shape[-1] in last and shape[1] not in first
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_clustered.engine.calls import versions
 from captum_clustered.heatmap import vit_reshape_transform
 
 __all__ = ["TargetLayer", "find_layer", "find_target_layer"]
@@ -176,11 +177,11 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
     runs: list[_Run] = []
     begun: list[tuple[int, tuple[int, ...] | None, frozenset[nn.Module]]] = []
     clock = count()
-    latest: tuple[Any, int | None, frozenset[nn.Module]] = (None, None, frozenset())
+    latest: tuple[Any, list[int | None], frozenset[nn.Module]] = (None, [], frozenset())
 
     def producers(value: Any) -> frozenset[nn.Module]:
         tensor, version, modules = latest
-        return modules if value is tensor and _version(value) == version else frozenset()
+        return modules if value is tensor and versions(value) == version else frozenset()
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
         first = args[0] if args else None
@@ -188,7 +189,7 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         nonlocal latest
-        latest = output, _version(output), producers(output) | {module}
+        latest = output, versions(output), producers(output) | {module}
         begin, input_shape, input_from = begun.pop()
         end = next(clock)
         name = names[module]
@@ -212,11 +213,6 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _version(value: Any) -> int | None:
-    """A count of the writes to a tensor."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
 def _pooled(maps: _Run, found: TargetLayer, runs: list[_Run], once: set[nn.Module]) -> TargetLayer:

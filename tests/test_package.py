@@ -52,7 +52,7 @@ ORDER = [
 INDEPENDENT = {"statistics", "metrics"}
 ENGINE = {"clustering", "weighting", "adaptive", "shapley", "engine", "explainers", "methods", ""}
 MAY_IMPORT_LATE = {"app", "__main__"}  # so that help need not wait for torch
-MAX_DEPTH = 8
+MAX_DEPTH = 7
 
 
 # The import is light
@@ -201,6 +201,70 @@ def test_a_cycle_is_found(tmp_path):
     (tmp_path / "fills.py").write_text(f"import {NAME}.targets")
     with pytest.raises(AssertionError, match="cycle: fills -> targets -> fills"):
         _depth(tmp_path)
+
+
+# Private parts of other libraries
+
+# What a minor release may change without a word, and the module that may use it; the upper bounds
+# on torch and captum in pyproject.toml stand for this list.
+PRIVATE = {
+    "_orig_mod": "engine.model",
+    "torch._dynamo": "engine.model",
+    "_version": "engine.calls",
+    "torch.utils._pytree": "engine.calls",
+    "_cdata": "engine.sites",
+    "_forward_hooks": "engine.sites",
+    "_forward_pre_hooks": "engine.sites",
+    "_is_view": "engine.capture",
+    "_NormBase": "engine.capture",
+    "_DropoutNd": "engine.capture",
+    "torch._C": "engine.replay",
+    "captum._utils": "explainers.base",
+}
+
+
+def _private_parts(path):
+    """Names with an underscore that belong to torch, captum or their objects."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {"self", "cls"}
+    defined = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _is(n.value, own)}
+    defined |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr[0] == "_" and node.attr[:2] != "__":
+            if node.attr not in defined and not _is(node.value, own):
+                text = ast.unparse(node)
+                yield "torch._C" if text.startswith("torch._C") else node.attr
+        elif isinstance(node, ast.ImportFrom) and "._" in node.module:
+            top = node.module.partition(".")[0]
+            if top in ("torch", "captum"):
+                yield node.module if top == "torch" else "captum._utils"
+
+
+def _is(node, names):
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def test_private_parts_are_used_where_the_list_says():
+    used = {}
+    for module, path in _modules(FOLDER).items():
+        for name in _private_parts(path):
+            used.setdefault(name, set()).add(module)
+    used = {name: modules for name, modules in used.items() if name not in OURS}
+    assert {name: {PRIVATE.get(name)} for name in used} == used
+    assert set(PRIVATE) - set(used) <= {"torch._dynamo"}  # named in a string
+
+
+OURS = {"_make", "_getframe"}  # of named tuples, and of Python
+
+
+def test_private_parts_have_upper_bounds():
+    bounds = {}
+    for line in importlib.metadata.requires("captum-clustered"):
+        requirement = Requirement(line)
+        if requirement.marker is None:
+            bounds[requirement.name] = {spec.operator for spec in requirement.specifier}
+    assert "<" in bounds["torch"]
+    assert "<" in bounds["captum"]
 
 
 # Metadata

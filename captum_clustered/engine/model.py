@@ -1,4 +1,7 @@
-"""The model as the stages use it: with its arguments, borrowed, and given back as it was."""
+"""The model as the stages use it: with its arguments, borrowed, and given back as it was.
+
+Private parts of PyTorch: `OptimizedModule._orig_mod`, the model inside a compiled one.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Model", "ModuleStates", "as_model", "borrowed"]
+__all__ = ["BUDGET", "Model", "ModuleStates", "as_model", "borrowed", "chunks", "fitting"]
+
+BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
+"""Bytes of copies that are held at a time, where the caller does not say how many, by device.
+
+On the CPU, memory that is much larger is fetched from the system and zeroed anew for each chunk.
+"""
 
 _one_at_a_time = threading.RLock()
-"""Held while a model is borrowed: its modules hand out recorded values meanwhile."""
+"""Held while a model is borrowed, because its modules hand out recorded values meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,10 @@ class Model:
     """The forward function with its arguments for `n` examples.
 
     Attributes:
-        forward_func (callable): The model, or what runs it.
+        forward_func (callable): The model, or a function that runs it.
         args (tuple): All its arguments.
         n (int): The number of examples.
-        overwrites (bool): Whether it may write into its arguments: then it gets copies, each time.
+        overwrites (bool): Whether it may write into its arguments. If so, each pass gets copies.
     """
 
     forward_func: Callable[..., Any]
@@ -38,24 +47,25 @@ class Model:
     overwrites: bool = True
 
     def fresh(self) -> tuple[Any, ...]:
-        """The arguments, as they were passed."""
+        """The arguments with the values that the caller passed."""
         if not self.overwrites:
             return self.args
         return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
 
     def copies(self, times: int, instead: dict[int, Tensor] | None = None) -> Any:
-        """Runs the model on `times` copies of the batch, one after the other.
+        """Runs the model on a batch that holds `times` copies of the batch.
 
         Args:
             times (int): Number of copies.
-            instead (dict[int, Tensor], optional): Arguments by their place, with a row for each
-                example of each copy. Default: None
+            instead (dict[int, Tensor], optional): What replaces the argument at a position:
+                `(times * N, ...)`, the examples of one copy after those of the one before.
+                Default: None
         """
         instead = instead or {}
 
-        def repeat(place: int, arg: Any) -> Any:
-            if place in instead:
-                return instead[place]
+        def repeat(position: int, arg: Any) -> Any:
+            if position in instead:
+                return instead[position]
             if not isinstance(arg, Tensor) or not arg.ndim or len(arg) != self.n:
                 return arg
             return arg.repeat(times, *[1] * (arg.ndim - 1))
@@ -73,7 +83,7 @@ def as_model(forward_func: Callable[..., Any], inputs: Any, additional: Any) -> 
 
     Args:
         forward_func (callable): The model, or a function that runs it.
-        inputs (Tensor or tuple[Tensor, ...]): Its inputs, the batch first.
+        inputs (Tensor or tuple[Tensor, ...]): Its inputs; their first axis is the batch.
         additional (Any): Further arguments, one or a tuple, or None.
 
     Returns:
@@ -88,12 +98,12 @@ def as_model(forward_func: Callable[..., Any], inputs: Any, additional: Any) -> 
     if wrong or not inputs:
         raise TypeError(
             f"`inputs` must be a tensor or a tuple of tensors; got {', '.join(wrong) or '()'}. "
-            "Pass what is no tensor as `additional_forward_args`, and a list as a tuple."
+            "Pass other arguments as `additional_forward_args`, and a list as a tuple."
         )
     if inputs[0].ndim == 0 or not len(inputs[0]):
         raise ValueError(
             "`inputs` must have at least one example along the first axis; got shape "
-            f"{tuple(inputs[0].shape)}."
+            f"{tuple(inputs[0].shape)}. Add the batch axis, for example with `.unsqueeze(0)`."
         )
     if additional is None:
         additional = ()
@@ -103,7 +113,7 @@ def as_model(forward_func: Callable[..., Any], inputs: Any, additional: Any) -> 
 
 
 def _unwrap(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """The model itself, without what spreads it over devices or compiles it."""
+    """The model inside the wrappers that spread it over devices or compile it."""
     while True:
         if isinstance(forward_func, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             forward_func = forward_func.module
@@ -114,10 +124,10 @@ def _unwrap(forward_func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ModuleStates:
-    """Attributes of the modules that ran, as they were before, to be given back on exit.
+    """The attributes that the modules had before they ran; on exit they get them back.
 
-    A module may keep a tensor of its last call; one of a replay would be of no use to anybody. Of
-    modules in training mode the buffers are kept as well, since batch norm writes into its own.
+    A module may keep a tensor of its last call, and one of a replay is of no use to the caller. The
+    buffers of modules in training mode are kept too, because batch norm writes into its own.
     """
 
     def __init__(self) -> None:
@@ -125,7 +135,7 @@ class ModuleStates:
         self.buffers: list[tuple[Tensor, Tensor]] = []
 
     def remember(self, module: nn.Module) -> None:
-        """Notes the state of a module, the first time that it is seen."""
+        """Keeps the state of a module when it is seen for the first time."""
         if module not in self.attributes:
             self.attributes[module] = dict(module.__dict__)
             if module.training:
@@ -151,12 +161,12 @@ class ModuleStates:
 
 @contextmanager
 def borrowed() -> Iterator[ModuleStates]:
-    """The model's state, and torch's random state, are given back as they were."""
+    """Gives back the model's state and torch's random state as they were."""
     with ExitStack() as stack:
         stack.enter_context(_one_at_a_time)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        if "torch._dynamo" in sys.modules:  # something may be compiled: run it as it is written
+        if "torch._dynamo" in sys.modules:  # compiled parts run as they are written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings(
@@ -165,3 +175,13 @@ def borrowed() -> Iterator[ModuleStates]:
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices))
         yield stack.enter_context(ModuleStates())
+
+
+def fitting(nbytes: int, device: torch.device) -> int:
+    """How many copies of that many bytes fit the budget, at least one."""
+    return max(1, BUDGET.get(device.type, BUDGET["other"]) // max(1, nbytes))
+
+
+def chunks(groups: range, size: int) -> list[range]:
+    """Splits the groups into ranges of at most `size`."""
+    return [groups[start : start + size] for start in range(0, len(groups), size)]

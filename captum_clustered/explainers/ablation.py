@@ -1,22 +1,22 @@
-"""The public door: :class:`ClusteredLayerAblation`, a Captum layer attribution; Ablation-CAM."""
+"""Clustered-CAM, in which groups of maps are switched off together, and Ablation-CAM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from captum.attr import PerturbationAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_clustered.adaptive import Adaptive
+from captum_clustered._checks import check_choice
 from captum_clustered.clustering import EveryMap, Groups, as_clusterer, numbered
-from captum_clustered.engine.replay import Ablation, Replay, replay
+from captum_clustered.engine.capture import FirstPass
+from captum_clustered.engine.replay import Replay, Replaying, replay
+from captum_clustered.engine.switching import Ablation
 from captum_clustered.explainers.base import (
-    FirstPass,
     LayerExplainer,
     check_perturbations,
     group_maps,
@@ -25,7 +25,6 @@ from captum_clustered.explainers.base import (
 )
 from captum_clustered.explainers.results import ClusteredAttribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, build
-from captum_clustered.shapley import Shapley
 from captum_clustered.targets import Target
 from captum_clustered.weighting import as_weighting, by_map
 
@@ -112,76 +111,11 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             channel_dim=channel_dim,
             reshape_transform=reshape_transform,
         )
-        PerturbationAttribution.__init__(self, forward_func)
-        if replay not in ("auto", "suffix", "full"):
-            raise ValueError(f"`replay` must be one of auto, suffix, full; got {replay!r}.")
+        check_choice("replay", replay, ("auto", "suffix", "full"))
         self.clusterer = as_clusterer(clusterer, n_clusters)
         self.weighting = as_weighting(weighting)
         self.replay = replay
         self._checked: set[Any] = set()
-
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Target = None,
-        *,
-        layer_baselines: Any = None,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        relu_attributions: bool = True,
-        attr_dim_summation: bool = True,
-        perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensors:
-        r"""Computes the heat map.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
-            target (int, tuple, Tensor or list, optional): The class to explain: an int (or a tuple
-                for an output of several axes) for all examples, or a list or tensor with one entry
-                per example. None if the model gives one score per example. Default: None
-            layer_baselines (scalar, Tensor or tuple, optional): What replaces the maps that are
-                switched off: a number, a tensor that broadcasts against the layer's output, or a
-                tuple of these for a layer of several tensors. Default: None (zero)
-            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
-                tuple. Default: None
-            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
-                its output. Default: False
-            relu_attributions (bool, optional): Whether to set negative values of the heat map to
-                zero, as the paper does. Default: True
-            attr_dim_summation (bool, optional): Whether to sum over the maps. Default: True
-            perturbations_per_eval (int, optional): Groups that are switched off in one pass; it
-                changes memory and time, never the result. Default: None (as many as fit a budget)
-            show_progress (bool, optional): Whether to show a progress bar. Default: False
-
-        Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, or
-            `(N, C, *spatial)` with ``attr_dim_summation=False``, in the layer's own resolution,
-            detached, on the device of the layer's output. A tuple if the layer gives one.
-
-        Raises:
-            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
-            ValueError: If a shape or a value does not fit; the message says what to change.
-
-        Example::
-
-            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-            >>> cam = ClusteredLayerAblation(model.eval(), model[1], clusterer="every-map")
-            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
-            torch.Size([3, 1, 2, 2])
-        """
-        return self.explain(
-            inputs,
-            target,
-            layer_baselines=layer_baselines,
-            additional_forward_args=additional_forward_args,
-            attribute_to_layer_input=attribute_to_layer_input,
-            relu_attributions=relu_attributions,
-            attr_dim_summation=attr_dim_summation,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        ).attributions
 
     def explain(
         self,
@@ -228,87 +162,63 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         with self._first_pass(
             inputs, target, additional_forward_args, attribute_to_layer_input
         ) as first:
-            groups, replayed, errors = self._measure(
-                first, layer_baselines, perturbations_per_eval, show_progress
-            )
-        return self._result(
-            first.maps, groups, replayed, errors, relu_attributions, attr_dim_summation
-        )
+            measured = self._measure(first, layer_baselines, perturbations_per_eval, show_progress)
+        return self._result(first.maps, measured, relu_attributions, attr_dim_summation)
 
     def _measure(
         self, first: FirstPass, baselines: Any, chunk: int | None, show_progress: bool
-    ) -> tuple[list[Groups], Replay, Tensor | None]:
-        """The groups, the scores without each, and the standard errors of these, if any."""
-        activations = first.captured.activations
-        dims = [self._channel_dim(tensor) for tensor in activations]
+    ) -> _Measured:
+        """The groups, and the scores without each."""
+        dims = [self._channel_dim(tensor) for tensor in first.activations]
         check, key = self._needs_check(first)
 
-        def ablate(groups: list[Groups]) -> Ablation:
-            return Ablation.of(activations, groups, dims, baselines)
-
         def run(ablation: Ablation, tick: Callable[[int], object]) -> Replay:
-            return replay(
-                first.model,
-                first.io,
-                first.targets,
-                first.captured,
-                ablation,
-                mode=self.replay,
-                chunk=chunk,
-                check=check,
-                tick=tick,
-            )
+            return replay(first, ablation, Replaying(self.replay, chunk, check, tick))
 
-        def show(n_groups: int) -> AbstractContextManager[Callable[[int], object]]:
-            return progress(self.get_name(), n_groups, show_progress)
+        def ablate(groups: list[Groups]) -> Ablation:
+            return Ablation.of(first.activations, groups, dims, baselines)
 
-        errors = None
-        if isinstance(self.clusterer, Adaptive):
-            with show(self.clusterer.budget) as tick:
-                groups, replayed = _descend(
-                    self.clusterer, first, lambda found: run(ablate(found), tick)
-                )
+        def bar(total: int) -> AbstractContextManager[Callable[[int], object]]:
+            return progress(self.get_name(), total, show_progress)
+
+        found: _Measured | None = None
+        if hasattr(self.clusterer, "search"):  # it asks for drops, as Adaptive does
+            asking: Any = self.clusterer
+            with bar(asking.budget) as tick:
+                found = _descend(asking, first, lambda groups: run(ablate(groups), tick))
+            groups = found.groups
         else:
-            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in first.maps]
+            groups = [
+                group_maps(self.clusterer, maps, jointly=first.has_joint_score)
+                for maps in first.maps
+            ]
         ablation = ablate(groups)
-        if isinstance(self.weighting, Shapley):
-            with show(self.weighting.n_permutations * ablation.n_groups) as tick:
-
-                def in_order(rank: Tensor) -> tuple[Tensor, Tensor]:
-                    nonlocal replayed
-                    replayed = run(ablation.in_order(rank), tick)
-                    return replayed.scores, replayed.ablated_scores
-
-                values, errors = self.weighting.measure(ablation.n_groups, in_order)
-            without = replayed.scores.unsqueeze(1) - values
-            replayed = replace(replayed, ablated_scores=without)
-        elif not isinstance(self.clusterer, Adaptive):
-            with show(ablation.n_groups) as tick:
-                replayed = run(ablation, tick)
-        if replayed.path == "suffix":
+        if hasattr(self.weighting, "measure"):  # it asks for orders, as Shapley does
+            weighting: Any = self.weighting
+            with bar(weighting.n_permutations * ablation.n_groups) as tick:
+                found = _in_orders(weighting, groups, ablation, lambda one: run(one, tick))
+        elif found is None:
+            with bar(ablation.n_groups) as tick:
+                found = _Measured(groups, run(ablation, tick))
+        if found.replayed.path == "suffix":
             self._checked.add(key)
-        return groups, replayed, errors
+        return found
 
     def _needs_check(self, first: FirstPass) -> tuple[bool, Any]:
         """Where reading a value makes the host wait, one check per layer and shapes is enough."""
         shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else None for a in first.model.args)
         key = (first.io, shapes)
-        return first.captured.scores.device.type == "cpu" or key not in self._checked, key
+        return first.scores.device.type == "cpu" or key not in self._checked, key
 
     def _result(
-        self,
-        maps: list[Tensor],
-        groups: list[Groups],
-        replayed: Replay,
-        errors: Tensor | None,
-        relu: bool,
-        sum_maps: bool,
+        self, maps: list[Tensor], measured: _Measured, relu: bool, sum_maps: bool
     ) -> ClusteredAttribution:
+        groups, replayed, errors = measured.groups, measured.replayed, measured.errors
         counts = [grouped.n_groups for grouped in groups]
-        parts = replayed.ablated_scores.split(counts, dim=1)
+        ablated = replayed.ablated_scores.split(counts, dim=1)
         weights = [
             self._group_weights(replayed.scores, part, grouped, tensor)
-            for part, grouped, tensor in zip(parts, groups, maps, strict=True)
+            for part, grouped, tensor in zip(ablated, groups, maps, strict=True)
         ]
         share = getattr(self.weighting, "share", None) or _equally
         channel_weights = [
@@ -319,13 +229,12 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             build(tensor, weight, relu, sum_maps)
             for tensor, weight in zip(maps, channel_weights, strict=True)
         ]
-
         return ClusteredAttribution(
             attributions=unwrap(heats),
             activations=unwrap(maps),
             labels=unwrap(grouped.labels for grouped in groups),
             scores=replayed.scores,
-            ablated_scores=unwrap(parts),
+            ablated_scores=unwrap(ablated),
             group_weights=unwrap(weights),
             valid=unwrap(grouped.sizes > 0 for grouped in groups),
             channel_weights=unwrap(channel_weights),
@@ -337,6 +246,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
     def _group_weights(
         self, scores: Tensor, ablated: Tensor, grouped: Groups, maps: Tensor
     ) -> Tensor:
+        """The weights `(N, K)`, 0 for a group that an example does not have."""
         n, k = len(maps), grouped.n_groups
         precise = torch.promote_types(scores.dtype, torch.float32)
         weights = self.weighting(
@@ -354,26 +264,50 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         return torch.where(grouped.sizes > 0, weights, 0)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Groups of each of the layer's tensors, their scores, and standard errors of these, if any."""
+
+    groups: list[Groups]
+    replayed: Replay
+    errors: Tensor | None = None  # (N, K)
+
+
 def _equally(weights: Tensor, labels: Tensor, _: Tensor) -> Tensor:
     return by_map(weights, labels)
 
 
-def _descend(
-    clusterer: Adaptive, first: FirstPass, run: Callable[[list[Groups]], Replay]
-) -> tuple[list[Groups], Replay]:
-    """Groups that depend on the drops."""
+def _in_orders(
+    weighting: Any, groups: list[Groups], ablation: Ablation, run: Callable[[Ablation], Replay]
+) -> _Measured:
+    """Scores of groups that are switched off one after the other, in the orders asked for."""
+    last: list[Replay] = []
+
+    def in_order(rank: Tensor) -> tuple[Tensor, Tensor]:
+        last[:] = [run(ablation.in_order(rank))]
+        return last[0].scores, last[0].ablated_scores
+
+    values, errors = weighting.measure(ablation.n_groups, in_order)  # (N, K)
+    without = last[0].scores.unsqueeze(1) - values
+    return _Measured(groups, replace(last[0], ablated_scores=without), errors)
+
+
+def _descend(clusterer: Any, first: FirstPass, run: Callable[[list[Groups]], Replay]) -> _Measured:
+    """Groups that depend on the drops, in the rounds that the clusterer asks for."""
+    kind = type(clusterer).__name__
     if len(first.maps) > 1:
         raise ValueError(
-            "`clusterer` must not be Adaptive for a layer that gives several tensors; this one "
+            f"`clusterer` must not be {kind} for a layer that gives several tensors; this one "
             f"gives {len(first.maps)}. Choose a layer that gives one."
         )
     (maps,) = first.maps
-    if first.n_scores != len(maps):
+    if first.has_joint_score:
         raise ValueError(
-            "`clusterer` must not be Adaptive for a model that gives one score for the whole "
-            f"batch; got {len(maps)} examples and {first.n_scores} score."
+            f"`clusterer` must not be {kind} for a model that gives one score for the whole "
+            f"batch; got {len(maps)} examples and {len(first.scores)} score. Pass one example at "
+            "a time."
         )
-    search = clusterer.search(maps.reshape(*maps.shape[:2], -1))
+    search = clusterer.search(maps.reshape(*maps.shape[:2], -1))  # (N, C, D)
     labels = next(search)
     while True:
         replayed = run([numbered(labels)])
@@ -382,10 +316,8 @@ def _descend(
         except StopIteration as end:
             labels, drops = end.value
             break
-    scores = replayed.scores
-    return [numbered(labels)], replace(
-        replayed, ablated_scores=scores.unsqueeze(1) - drops.to(scores)
-    )
+    without = replayed.scores.unsqueeze(1) - drops.to(replayed.scores)
+    return _Measured([numbered(labels)], replace(replayed, ablated_scores=without))
 
 
 class LayerAblationCam(ClusteredLayerAblation):

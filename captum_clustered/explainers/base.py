@@ -1,63 +1,40 @@
-"""What the explainers of a layer have in common: settings, first pass, form of the results."""
+"""What the explainers of a layer have in common: settings, `attribute`, the first pass.
+
+Private part of Captum: `captum._utils.gradient`, with which its own layer methods take gradients.
+"""
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 from captum._utils.gradient import compute_layer_gradients_and_eval
 from captum.attr import LayerAttribution
+from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_clustered._checks import warn
 from captum_clustered.clustering import Clusterer, Groups, group
-from captum_clustered.engine.capture import Capture, LayerIO, capture
+from captum_clustered.engine.calls import LayerIO
+from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.model import Model, ModuleStates, as_model, borrowed
-from captum_clustered.explainers.results import Tensors
+from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, to_maps
 from captum_clustered.targets import Target, format_target
 
-__all__ = [
-    "FirstPass",
-    "LayerExplainer",
-    "check_perturbations",
-    "group_maps",
-    "progress",
-    "unwrap",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class FirstPass:
-    """What one forward pass, and one back where gradients were asked for, left behind.
-
-    Attributes:
-        model (Model): The model with its inputs.
-        io (LayerIO): The layer, and which side of it.
-        targets (Tensor or None): From :func:`captum_clustered.targets.format_target`.
-        captured (Capture): Activations, scores and frozen prefix.
-        maps (list[Tensor]): The activations as `(N, C, *spatial)`.
-        gradients (list[Tensor]): The gradients of the scores in the same form; empty if they were
-            not asked for.
-    """
-
-    model: Model
-    io: LayerIO
-    targets: Tensor | None
-    captured: Capture
-    maps: list[Tensor]
-    gradients: list[Tensor]
-
-    @property
-    def n_scores(self) -> int:
-        """One score per example, or 1 if the model gives one for the batch."""
-        return len(self.captured.scores)
+__all__ = ["LayerExplainer", "check_perturbations", "group_maps", "progress", "unwrap"]
 
 
 class LayerExplainer(LayerAttribution):
     """Base of the explainers: holds the settings that say how a layer is read.
+
+    A method defines `explain(inputs, target, *, ...)`, which returns an
+    :class:`~captum_clustered.explainers.results.Attribution`. `attribute` takes the same arguments
+    and returns the heat map alone.
 
     Args:
         forward_func (callable): The model, or a function that runs it.
@@ -67,6 +44,8 @@ class LayerExplainer(LayerAttribution):
         reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)`.
             Default: None
     """
+
+    explain: Callable[..., Attribution]
 
     def __init__(
         self,
@@ -80,10 +59,62 @@ class LayerExplainer(LayerAttribution):
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         if not isinstance(channel_dim, int) or channel_dim == 0:
             raise ValueError(
-                f"`channel_dim` must be an int other than 0, the batch axis; got {channel_dim!r}."
+                f"`channel_dim` must be an int other than 0, the batch axis; got {channel_dim!r}. "
+                "Pass -1 for layers whose maps lie on the last axis."
             )
         self.channel_dim = channel_dim
         self.reshape_transform = reshape_transform
+
+    def __init_subclass__(cls) -> None:
+        """Gives `attribute` the signature of the class's own `explain`, for help and editors."""
+        super().__init_subclass__()
+        if "explain" in cls.__dict__:
+            cls.attribute = _with_signature_of(cls.explain)  # type: ignore[method-assign]
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(self, inputs: Tensors, target: Target = None, **arguments: Any) -> Tensors:
+        """Computes the heat map.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
+            target (int, tuple, Tensor or list, optional): The class to explain: an int (or a tuple
+                for an output of several axes) for all examples, or a list or tensor with one entry
+                per example. None if the model gives one score per example. Default: None
+            **arguments (Any): Those of the following that the method's `explain` has, by keyword.
+            layer_baselines (scalar, Tensor or tuple, optional): What replaces the maps that are
+                switched off: a number, a tensor that broadcasts against the layer's output, or a
+                tuple of these for a layer of several tensors. Default: None (zero)
+            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
+                tuple. Default: None
+            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
+                its output. Default: False
+            relu_attributions (bool, optional): Whether to set negative values of the heat map to
+                zero. Default: True
+            attr_dim_summation (bool, optional): Whether to sum over the maps. Default: True
+            perturbations_per_eval (int, optional): Groups that are switched off, or masked images
+                of an example, in one pass. It changes memory and time, never the result.
+                Default: None (as many as fit a budget)
+            show_progress (bool, optional): Whether to show a progress bar. Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, or
+            `(N, C, *spatial)` with ``attr_dim_summation=False``, in the layer's own resolution,
+            detached, on the device of the layer's output. A tuple if the layer gives one.
+
+        Raises:
+            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
+            ValueError: If a shape or a value does not fit; the message says what to change.
+
+        Example::
+
+            >>> import torch
+            >>> from captum_clustered import ClusteredLayerAblation
+            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+            >>> cam = ClusteredLayerAblation(model.eval(), model[1], clusterer="every-map")
+            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
+            torch.Size([3, 1, 2, 2])
+        """
+        return self.explain(inputs, target, **arguments).attributions
 
     @contextmanager
     def _first_pass(
@@ -104,19 +135,15 @@ class LayerExplainer(LayerAttribution):
                 return [self._maps(tensor, model.args[0].ndim) for tensor in tensors]
 
             if gradients:
-                captured, found = _differentiate(model, io, targets, seen, read)
+                first, found = _differentiate(model, io, targets, seen, read)
             else:
-                captured, found = capture(model, io, targets, seen), []
-            if captured.stochastic:
-                warnings.warn(
+                first, found = capture(model, io, targets, seen), []
+            if first.stochastic:
+                warn(
                     "The model has dropout or batch norm in training mode, so that its scores are "
-                    "random or depend on the batch. Call model.eval() before explaining it.",
-                    UserWarning,
-                    stacklevel=4,
+                    "random or depend on the batch. Call model.eval() before explaining it."
                 )
-            model = replace(model, overwrites=captured.overwrites)
-            maps = read(captured.activations)
-            yield FirstPass(model, io, targets, captured, maps, read(found))
+            yield replace(first, maps=read(first.activations), gradients=read(found))
 
     def _maps(self, activations: Tensor, input_ndim: int) -> Tensor:
         if not 2 <= activations.ndim <= 5:
@@ -137,9 +164,21 @@ class LayerExplainer(LayerAttribution):
         if not 0 < dim < activations.ndim:
             raise ValueError(
                 f"`channel_dim` must be an axis behind the batch axis of the layer's output "
-                f"{tuple(activations.shape)}; got {self.channel_dim}."
+                f"{tuple(activations.shape)}; got {self.channel_dim}. Pass the axis of the maps."
             )
         return dim
+
+
+def _with_signature_of(explain: Callable[..., Any]) -> Any:
+    inherited = LayerExplainer.attribute
+
+    @wraps(inherited)
+    def attribute(*args: Any, **kwargs: Any) -> Any:
+        return inherited(*args, **kwargs)
+
+    signature = inspect.signature(explain)
+    attribute.__signature__ = signature.replace(return_annotation="Tensors")  # type: ignore[attr-defined]
+    return attribute
 
 
 def _differentiate(
@@ -148,12 +187,12 @@ def _differentiate(
     targets: Tensor | None,
     seen: ModuleStates,
     check: Callable[[list[Tensor]], object],
-) -> tuple[Capture, list[Tensor]]:
-    """The first pass by Captum, as in its Grad-CAM, and what comes back to the layer.
+) -> tuple[FirstPass, list[Tensor]]:
+    """The first pass by Captum, as in its Grad-CAM, and the gradients that come back to the layer.
 
     Nothing is written into the `.grad` of a parameter or of an input.
     """
-    found: list[Capture] = []
+    found: list[FirstPass] = []
     ours: list[Tensor] = []
     theirs: list[Any] = []
 
@@ -165,8 +204,8 @@ def _differentiate(
         found.append(capture(model, io, targets, seen))
         if not found[0].scores.requires_grad:
             raise ValueError(
-                "`forward_func` must give a score that has a gradient with respect to `layer`; it "
-                "has none. Leave out what cuts it off (`.item()`, `.detach()`, argmax), or take "
+                "`forward_func` must give a score that has a gradient with respect to `layer`; got "
+                "one without. Leave out what cuts it off (`.item()`, `.detach()`, argmax), or take "
                 "a method without gradients, such as ClusteredLayerAblation."
             )
         return found[0].scores
@@ -193,18 +232,18 @@ def _differentiate(
             "`layer` must not run in another thread while gradients are taken; it did. Call again, "
             "with a lock around whatever runs the model."
         )
-    captured = found[0]
-    return replace(captured, scores=captured.scores.detach(), prefix=[]), list(gradients)
+    return replace(found[0], scores=found[0].scores.detach(), prefix=[]), list(gradients)
 
 
-def group_maps(clusterer: Clusterer, maps: Tensor, n_scores: int) -> Groups:
+def group_maps(clusterer: Clusterer, maps: Tensor, *, jointly: bool = False) -> Groups:
     """Groups maps of any number of axes.
 
     Args:
         clusterer (Clusterer): From :func:`captum_clustered.clustering.as_clusterer`.
         maps (Tensor): `(N, C, *spatial)`.
-        n_scores (int): The number of scores that the model gives: where it is one for the whole
-            batch, what it says of a map holds in all examples alike, and so do the groups.
+        jointly (bool, optional): Whether all examples have the same groups. They must where the
+            model gives one score for the whole batch, since a map is then switched off in all
+            examples at once. Default: False
 
     Returns:
         *Groups*: One row of labels per example.
@@ -213,35 +252,35 @@ def group_maps(clusterer: Clusterer, maps: Tensor, n_scores: int) -> Groups:
 
         >>> import torch
         >>> from captum_clustered.clustering import EveryMap
-        >>> group_maps(EveryMap(), torch.ones(2, 3, 4, 4), n_scores=2).labels
+        >>> group_maps(EveryMap(), torch.ones(2, 3, 4, 4)).labels
         tensor([[0, 1, 2],
                 [0, 1, 2]])
     """
     n = len(maps)
-    features = maps.reshape(*maps.shape[:2], -1)
-    if n_scores == n:
+    features = maps.reshape(*maps.shape[:2], -1)  # (N, C, D)
+    if not jointly:
         return group(clusterer, features)
-    shared = group(clusterer, features.transpose(0, 1).flatten(1).unsqueeze(0))
+    shared = group(clusterer, features.transpose(0, 1).flatten(1).unsqueeze(0))  # (1, C, N * D)
     return Groups(shared.labels.expand(n, -1), shared.n_groups, shared.sizes.expand(n, -1))
 
 
 def unwrap(tensors: Iterable[Tensor]) -> Tensors:
-    """A tuple, or the one tensor that is in it."""
+    """A tuple, or its only tensor."""
     tensors = tuple(tensors)
     return tensors[0] if len(tensors) == 1 else tensors
 
 
 @contextmanager
 def progress(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar over groups, if wanted.
+    """A progress bar over groups, if one is wanted.
 
     Args:
-        name (str): Of the explainer.
+        name (str): Name of the explainer.
         total (int): Number of groups.
         show (bool): Whether there is a bar at all.
 
     Yields:
-        A function to call with the number of groups done.
+        A function to call with the number of groups that are done.
     """
     if not show:
         yield lambda groups: None  # noqa: ARG005

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_int
@@ -94,7 +93,6 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
             channel_dim=channel_dim,
             reshape_transform=reshape_transform,
         )
-        GradientAttribution.__init__(self, forward_func)
         check_int("bins", bins, 2)
         if not isinstance(threshold, (int, float)) or math.isnan(threshold):
             raise ValueError(f"`threshold` must be a number of bits; got {threshold!r}.")
@@ -107,57 +105,6 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
         self.bins = bins
         self.threshold = threshold
         self.keep_fraction = keep_fraction
-
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Target = None,
-        *,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        relu_attributions: bool = True,
-        attr_dim_summation: bool = True,
-    ) -> Tensors:
-        r"""Computes the heat map.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
-            target (int, tuple, Tensor or list, optional): The class to explain, as for
-                :meth:`captum_clustered.ClusteredLayerAblation.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
-                tuple. Default: None
-            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
-                its output. Default: False
-            relu_attributions (bool, optional): Whether to set negative values of the heat map to
-                zero, as the paper does. Default: True
-            attr_dim_summation (bool, optional): Whether to sum over the maps. Default: True
-
-        Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, or
-            `(N, C, *spatial)` with ``attr_dim_summation=False``, in the layer's own resolution,
-            detached, on the device of the layer's output. A tuple if the layer gives one.
-
-        Raises:
-            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
-            ValueError: If a shape or a value does not fit, the score has no gradient, or a map is a
-                single value and all would be frozen out.
-
-        Example::
-
-            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-            >>> cam = LayerEGradCam(model.eval(), model[1], keep_fraction=0.5)
-            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
-            torch.Size([3, 1, 2, 2])
-        """
-        return self.explain(
-            inputs,
-            target,
-            additional_forward_args=additional_forward_args,
-            attribute_to_layer_input=attribute_to_layer_input,
-            relu_attributions=relu_attributions,
-            attr_dim_summation=attr_dim_summation,
-        ).attributions
 
     def explain(
         self,
@@ -212,7 +159,7 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
         return EntropyAttribution(
             attributions=unwrap(heats),
             activations=unwrap(first.maps),
-            scores=first.captured.scores,
+            scores=first.scores,
             entropies=unwrap(entropies),
             kept=unwrap(kept),
             channel_weights=unwrap(weights),

@@ -7,11 +7,19 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from captum.log import log_usage
+from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
-from captum_clustered.explainers.base import check_perturbations, group_maps
-from captum_clustered.explainers.masking import ImageMasking, joint_maps, precise, result_of
+from captum_clustered._checks import check_int
+from captum_clustered.clustering import as_clusterer
+from captum_clustered.explainers.base import (
+    LayerExplainer,
+    check_perturbations,
+    group_maps,
+    progress,
+    unwrap,
+)
+from captum_clustered.explainers.masking import MaskedImage, joint_maps, precise
 from captum_clustered.explainers.results import MaskingAttribution, Tensors
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import ReshapeTransform, build
@@ -21,7 +29,7 @@ from captum_clustered.weighting import gradient_weights
 __all__ = ["LayerGroupCam"]
 
 
-class LayerGroupCam(ImageMasking):
+class LayerGroupCam(LayerExplainer, PerturbationAttribution):
     r"""Group-CAM: groups of gradient-weighted maps, scored by what they let the model see.
 
     The maps :math:`A_k` are weighted by the mean gradients :math:`\alpha_k` of the score, as in
@@ -91,73 +99,24 @@ class LayerGroupCam(ImageMasking):
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        super().__init__(
+        LayerExplainer.__init__(
+            self,
             forward_func,
             layer,
             device_ids,
-            clusterer,
-            n_clusters,
-            fill,
-            masked_input,
-            channel_dim,
-            reshape_transform,
+            channel_dim=channel_dim,
+            reshape_transform=reshape_transform,
         )
+        check_int("masked_input", masked_input, 0)
         if percentile is not None and not (
             isinstance(percentile, (int, float)) and 0 <= percentile < 100
         ):
             raise ValueError(f"`percentile` must lie in [0, 100), or be None; got {percentile!r}.")
+        self.clusterer = as_clusterer(clusterer, n_clusters)
+        self.fill = fill
+        self.masked_input = masked_input
         self.percentile = percentile
         self.score = score
-
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Target = None,
-        *,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensors:
-        r"""Computes the heat map.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
-            target (int, tuple, Tensor or list, optional): The class to explain, as for
-                :meth:`captum_clustered.ClusteredLayerAblation.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
-                tuple. Default: None
-            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
-                its output. Default: False
-            perturbations_per_eval (int, optional): Masked images of an example in one pass; it
-                changes memory and time, never the result. Default: None (as many as fit a budget)
-            show_progress (bool, optional): Whether to show a progress bar. Default: False
-
-        Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, nowhere
-            negative, in the layer's own resolution, detached, on the device of the layer's output.
-            A tuple if the layer gives one.
-
-        Raises:
-            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
-            ValueError: If a shape or a value does not fit, or the score has no gradient.
-
-        Example::
-
-            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-            >>> cam = LayerGroupCam(model.eval(), model[1], clusterer="kmeans", n_clusters=2)
-            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
-            torch.Size([3, 1, 2, 2])
-        """
-        return self.explain(
-            inputs,
-            target,
-            additional_forward_args=additional_forward_args,
-            attribute_to_layer_input=attribute_to_layer_input,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        ).attributions
 
     def explain(
         self,
@@ -198,29 +157,40 @@ class LayerGroupCam(ImageMasking):
         with self._first_pass(
             inputs, target, additional_forward_args, attribute_to_layer_input, gradients=True
         ) as first:
+            view = MaskedImage.of(first, self.masked_input, self.fill)
             weighted = [
                 build(precise(maps), gradient_weights(gradients), relu=False, sum_maps=False)
                 for maps, gradients in zip(first.maps, first.gradients, strict=True)
             ]
-            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in weighted]
+            groups = [
+                group_maps(self.clusterer, maps, jointly=first.has_joint_score) for maps in weighted
+            ]
             joints = [
                 self._denoise(joint_maps(maps, grouped).relu())
                 for maps, grouped in zip(weighted, groups, strict=True)
             ]
-            scores, flat, hidden = self._see(
-                first, joints, self.score, perturbations_per_eval, show_progress, hidden=True
-            )
-        assert hidden is not None
-        valid = [~none & (grouped.sizes > 0) for none, grouped in zip(flat, groups, strict=True)]
+            total = 1 + sum(grouped.n_groups for grouped in groups)
+            with progress(self.get_name(), total, show_progress) as tick:
+                seen, hidden = view.see_hidden(joints, self.score, perturbations_per_eval, tick)
+        valid = [(grouped.sizes > 0) & ~one.flat for grouped, one in zip(groups, seen, strict=True)]
         weights = [
-            torch.where(real, (seen - hidden.unsqueeze(1)).relu(), 0).to(joint.dtype)
-            for seen, real, joint in zip(scores, valid, joints, strict=True)
+            torch.where(real, (one.scores - hidden.unsqueeze(1)).relu(), 0).to(joint.dtype)
+            for one, real, joint in zip(seen, valid, joints, strict=True)
         ]
         heats = [
             build(joint, weight, relu=False, sum_maps=True).to(maps.dtype)
             for joint, weight, maps in zip(joints, weights, first.maps, strict=True)
         ]
-        return result_of(heats, first.maps, groups, joints, scores, weights, valid, hidden)
+        return MaskingAttribution(
+            attributions=unwrap(heats),
+            activations=unwrap(first.maps),
+            labels=unwrap(grouped.labels for grouped in groups),
+            group_maps=unwrap(joints),
+            masked_scores=unwrap(one.scores for one in seen),
+            hidden_scores=hidden,
+            group_weights=unwrap(weights),
+            valid=unwrap(valid),
+        )
 
     def _denoise(self, joint: Tensor) -> Tensor:
         if self.percentile is None:

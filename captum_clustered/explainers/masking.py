@@ -1,144 +1,149 @@
-"""What the methods share that show the model its input through the maps of a layer.
+"""Masks of the image, made of the layer's maps, and what the model says when it sees through them.
 
-A map, or the sum of a group's maps, is enlarged to the size of the image and scaled to [0, 1]. The
-image is kept where this mask is 1 and replaced where it is 0. What the model still says of the
-class is what the map, or the group, is worth. The whole model runs for each.
+A map, or the sum of a group's maps, is enlarged to the image and scaled to [0, 1]. The image is
+kept where this mask is 1 and replaced where it is 0. The score that the model still gives the class
+is the score of the map or group. The whole model runs for each mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from captum.attr import PerturbationAttribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_clustered._checks import check_int
-from captum_clustered.clustering import Groups, as_clusterer
-from captum_clustered.engine.replay import chunks, fitting
-from captum_clustered.explainers.base import FirstPass, LayerExplainer, progress, unwrap
-from captum_clustered.explainers.results import MaskingAttribution
+from captum_clustered.engine.model import chunks, fitting
 from captum_clustered.fills import Fill, fill_image, masked
-from captum_clustered.heatmap import ReshapeTransform, enlarge, normalize
+from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.targets import Score, repeat_target, target_scores
 from captum_clustered.weighting import sum_by_group
 
-__all__ = ["ImageMasking", "joint_maps", "masks_of", "precise", "result_of"]
+if TYPE_CHECKING:
+    from captum_clustered.clustering import Groups
+    from captum_clustered.engine.capture import FirstPass
+
+__all__ = ["MaskedImage", "Seen", "joint_maps", "masks_of", "precise"]
 
 
-class ImageMasking(LayerExplainer, PerturbationAttribution):
-    """Base: the settings, and the passes with masked images.
+class Seen(NamedTuple):
+    """What the model says behind the masks of one of the layer's tensors.
 
-    Args:
-        forward_func (callable): The model, or a function that runs it.
-        layer (nn.Module): The layer. Its output, or its input, has the spatial axes of the image.
-        device_ids (list[int] or None): Accepted as in Captum, but not needed.
-        clusterer (str, estimator, callable or Tensor): What groups the maps.
-        n_clusters (int or str): Number of groups for a clusterer given by name.
-        fill (Fill): What takes the place of what a mask hides.
-        masked_input (int): Which of several inputs is the image.
-        channel_dim (int): Axis of the maps in the layer's own output.
-        reshape_transform (callable or None): Turns the layer's output into `(N, C, *spatial)`.
+    Attributes:
+        scores (Tensor): `(N, K)`.
+        flat (Tensor): bool `(N, K)`: which joint maps are flat, and so no masks.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: nn.Module,
-        device_ids: list[int] | None,
-        clusterer: Any,
-        n_clusters: int | Literal["auto"],
-        fill: Fill,
-        masked_input: int,
-        channel_dim: int,
-        reshape_transform: ReshapeTransform | None,
-    ) -> None:
-        LayerExplainer.__init__(
-            self,
-            forward_func,
-            layer,
-            device_ids,
-            channel_dim=channel_dim,
-            reshape_transform=reshape_transform,
-        )
-        PerturbationAttribution.__init__(self, forward_func)
-        check_int("masked_input", masked_input, 0)
-        self.clusterer = as_clusterer(clusterer, n_clusters)
-        self.fill = fill
-        self.masked_input = masked_input
+    scores: Tensor
+    flat: Tensor
 
-    def _see(
-        self,
-        first: FirstPass,
-        joints: list[Tensor],
-        score: Score,
-        chunk: int | None,
-        show_progress: bool,
-        hidden: bool,
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Scores of the image behind each joint map `(N, K, *spatial)`, and which are no mask.
 
-        The third are the scores of the image when all of it is hidden, if wanted.
+@dataclass(frozen=True, eq=False)
+class MaskedImage:
+    """The image among a model's inputs, seen through masks.
+
+    Attributes:
+        first (FirstPass): The model with its inputs, and the layer's maps.
+        place (int): The position of the image among the inputs.
+        image (Tensor): `(N, C, *spatial)`.
+        background (Tensor): What replaces the hidden part; broadcasts against the image.
+    """
+
+    first: FirstPass
+    place: int
+    image: Tensor
+    background: Tensor
+
+    @classmethod
+    def of(cls, first: FirstPass, place: int, fill: Fill) -> MaskedImage:
+        """Finds the image, and frees what only a replay would need.
+
+        Args:
+            first (FirstPass): The model with its inputs, and the layer's maps.
+            place (int): The position of the image among the inputs.
+            fill (Fill): As for :func:`captum_clustered.fills.fill_image`.
+
+        Raises:
+            TypeError: If the image is not floating point.
+            ValueError: If there is no image at that position, or the maps lack its spatial axes.
         """
-        if hidden:  # by one more, which is flat
-            blank = joints[0].new_zeros(joints[0][:, :1].shape)
-            joints = [torch.cat([blank, joints[0]], 1), *joints[1:]]
-        image = self._image(first, joints)
-        background = fill_image(self.fill, image)
-        if first.n_scores != first.model.n or first.captured.stochastic:
-            chunk = 1  # copies would be scored, or normalised, together
-        elif chunk is None:  # a copy of the inputs grows to many times its size inside the model
-            chunk = fitting(8 * first.model.nbytes, image.device)
-        first.captured.prefix.clear()  # a replay would need it; here the whole model runs
-
-        def run(masks: Tensor) -> Tensor:
-            """Scores `(k, N)`, or `(k, 1)`, for masks `(k, N, *spatial)`."""
-            copies = len(masks)
-            shown = masked(image, masks.unsqueeze(2).to(image.device), background).flatten(0, 1)
-            output = first.model.copies(copies, {self.masked_input: shown})
-            scores = target_scores(output, repeat_target(first.targets, copies), score)
-            return scores.detach().reshape(copies, -1)
-
-        scores, flat = [], []
-        total = sum(joint.shape[1] for joint in joints)
-        with progress(self.get_name(), total, show_progress) as tick:
-            for joint in joints:
-                seen, shapeless = [], []
-                for part in chunks(range(joint.shape[1]), chunk):
-                    masks, none = masks_of(joint[:, part.start : part.stop], image.shape[2:])
-                    seen.append(run(masks.transpose(0, 1)))
-                    shapeless.append(none)
-                    tick(len(part))
-                scores.append(torch.cat(seen).T.expand(len(joint), -1).to(joint.device))
-                flat.append(torch.cat(shapeless, 1))
-        if not hidden:
-            return scores, flat, None
-        nothing = scores[0][:, 0]
-        return [scores[0][:, 1:], *scores[1:]], [flat[0][:, 1:], *flat[1:]], nothing
-
-    def _image(self, first: FirstPass, joints: list[Tensor]) -> Tensor:
         args = first.model.args
-        image = args[self.masked_input] if self.masked_input < len(args) else None
+        image = args[place] if place < len(args) else None
         if not isinstance(image, Tensor) or image.ndim < 3 or len(image) != first.model.n:
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(
                 "`masked_input` must be the place of the images (N, C, *spatial) among the "
-                f"`inputs`; got {self.masked_input}, where there is {got}."
+                f"`inputs`; got {place}, where there is {got}. Places are counted from 0."
             )
         if not image.is_floating_point():
             raise TypeError(
                 f"`inputs` must be floating point to be masked; got {image.dtype}. Convert them, "
                 "for example with `.float()`."
             )
-        for joint in joints:
-            if joint.ndim != image.ndim:
+        for maps in first.maps:
+            if maps.ndim != image.ndim:
                 raise ValueError(
                     f"`layer` must give maps with the {image.ndim - 2} spatial axes of the input, "
-                    f"which they mask; got {joint.ndim - 2}. Choose another layer, or pass a "
+                    f"which they mask; got {maps.ndim - 2}. Choose another layer, or pass a "
                     "`reshape_transform` that makes these axes."
                 )
-        return image.detach()
+        first.prefix.clear()
+        image = image.detach()
+        image = image.clone() if image.is_inference() else image  # autograd refuses such a tensor
+        return cls(first, place, image, fill_image(fill, image))
+
+    def through(self, masks: Tensor) -> Tensor:
+        """The image where masks are 1, the background where they are 0; shapes broadcast."""
+        return masked(self.image, masks, self.background)
+
+    def scores(self, shown: Tensor, score: Score, copies: int = 1) -> Tensor:
+        """The scores `(copies, N)`, or `(copies, 1)`, of images `(copies * N, C, *spatial)`."""
+        output = self.first.model.copies(copies, {self.place: shown})
+        scores = target_scores(output, repeat_target(self.first.target, copies), score)
+        return scores.reshape(copies, -1)
+
+    def see(
+        self, joints: list[Tensor], score: Score, chunk: int | None, tick: Callable[[int], object]
+    ) -> list[Seen]:
+        """Has the model see the image through each joint map.
+
+        Args:
+            joints (list[Tensor]): `(N, K, *spatial)` for each of the layer's tensors.
+            score (Score): What becomes of the model's output.
+            chunk (int or None): Masks of an example in one pass; None for as many as fit.
+            tick (callable): Told the number of masks that are done.
+
+        Returns:
+            *list[Seen]*: One for each of the layer's tensors.
+        """
+        if self.first.has_joint_score or self.first.stochastic:
+            chunk = 1  # copies would be scored, or normalised, together
+        elif chunk is None:  # a copy of the inputs grows to many times its size inside the model
+            chunk = fitting(8 * self.first.model.nbytes, self.image.device)
+        seen = []
+        for joint in joints:
+            scores, flat = [], []
+            for part in chunks(range(joint.shape[1]), chunk):
+                masks, none = masks_of(joint[:, part.start : part.stop], self.image.shape[2:])
+                masks = masks.to(self.image.device).transpose(0, 1)  # (k, N, *spatial)
+                shown = self.through(masks.unsqueeze(2)).flatten(0, 1)
+                scores.append(self.scores(shown, score, len(part)).detach())
+                flat.append(none)
+                tick(len(part))
+            by_group = torch.cat(scores).T.expand(len(joint), -1).to(joint.device)
+            seen.append(Seen(by_group, torch.cat(flat, 1)))
+        return seen
+
+    def see_hidden(
+        self, joints: list[Tensor], score: Score, chunk: int | None, tick: Callable[[int], object]
+    ) -> tuple[list[Seen], Tensor]:
+        """The same, and the scores `(N,)` of the image when all of it is hidden."""
+        blank = joints[0].new_zeros(joints[0][:, :1].shape)  # one more mask, which is flat
+        first, *others = self.see(
+            [torch.cat([blank, joints[0]], 1), *joints[1:]], score, chunk, tick
+        )
+        return [Seen(first.scores[:, 1:], first.flat[:, 1:]), *others], first.scores[:, 0]
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -152,7 +157,16 @@ def joint_maps(maps: Tensor, groups: Groups) -> Tensor:
 
 
 def masks_of(joint: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """Masks `(N, k, *size)` in [0, 1], and which joint maps are flat: their masks hide all."""
+    """Turns joint maps into masks.
+
+    Args:
+        joint (Tensor): `(N, k, *spatial)`.
+        size (torch.Size): The spatial size of the image.
+
+    Returns:
+        *tuple*: Masks `(N, k, *size)` in [0, 1], and bool `(N, k)`: which joint maps are flat. The
+        mask of a flat map hides everything.
+    """
     large = enlarge(joint, size)
     flat = _is_flat(joint) | _is_flat(large)
     masks = normalize(large.flatten(0, 1)).view_as(large)
@@ -163,26 +177,3 @@ def _is_flat(maps: Tensor) -> Tensor:
     low, high = maps.flatten(2).aminmax(dim=2)
     # the weighted sum of equal numbers is not always that number
     return high - low <= 2 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
-
-
-def result_of(
-    heats: list[Tensor],
-    maps: list[Tensor],
-    groups: list[Groups],
-    joints: list[Tensor],
-    scores: list[Tensor],
-    weights: list[Tensor],
-    valid: list[Tensor],
-    hidden: Tensor | None,
-) -> MaskingAttribution:
-    """Puts what was found into the form that `explain` returns."""
-    return MaskingAttribution(
-        attributions=unwrap(heats),
-        activations=unwrap(maps),
-        labels=unwrap(grouped.labels for grouped in groups),
-        group_maps=unwrap(joints),
-        masked_scores=unwrap(scores),
-        hidden_scores=hidden,
-        group_weights=unwrap(weights),
-        valid=unwrap(valid),
-    )

@@ -108,7 +108,7 @@ class MaskingAttribution(Attribution):
 class OptimizationAttribution(Attribution):
     """Everything that one call of :meth:`ClusteredLayerOptimization.explain` found out.
 
-    `N` is the number of examples, `C` of feature maps, `K` of groups, `T` of steps taken.
+    `N` is the number of examples, `C` of feature maps, `K` of groups, `T` of steps.
 
     Attributes:
         attributions (Tensor): The heat map, `(N, 1, *spatial)`, or `(N, C, *spatial)` with
@@ -117,9 +117,7 @@ class OptimizationAttribution(Attribution):
         labels (Tensor): int64 `(N, C)`: each map's group; -1 is none.
         group_weights (Tensor): The weight of each group, `(N, K)`; those of an example sum to 1.
         valid (Tensor): bool `(N, K)`: which groups an example has.
-        objectives (Tensor): What was maximised, before each step, `(N, T)`; NaN behind the last
-            step of an example that stopped early.
-        steps (Tensor): int64 `(N,)`: steps taken by each example.
+        objectives (Tensor): The objective before each step, `(N, T)`.
     """
 
     activations: Tensor
@@ -127,7 +125,6 @@ class OptimizationAttribution(Attribution):
     group_weights: Tensor
     valid: Tensor
     objectives: Tensor
-    steps: Tensor
 
 
 @dataclass(frozen=True, eq=False)

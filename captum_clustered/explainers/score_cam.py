@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from captum.log import log_usage
+from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice, check_int
-from captum_clustered.clustering import Groups
-from captum_clustered.engine.replay import Ablation, replay
-from captum_clustered.explainers.base import FirstPass, check_perturbations, group_maps
-from captum_clustered.explainers.masking import ImageMasking, joint_maps, precise, result_of
+from captum_clustered.clustering import Groups, as_clusterer
+from captum_clustered.explainers.base import (
+    LayerExplainer,
+    check_perturbations,
+    group_maps,
+    progress,
+    unwrap,
+)
+from captum_clustered.explainers.masking import MaskedImage, joint_maps, precise
 from captum_clustered.explainers.results import MaskingAttribution, Tensors
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import ReshapeTransform, build
@@ -24,7 +28,7 @@ from captum_clustered.weighting import SHARES, by_map
 __all__ = ["ClusteredLayerScore", "LayerScoreCam"]
 
 
-class ClusteredLayerScore(ImageMasking):
+class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
     r"""Groups of feature maps, scored by what they let the model see of the image.
 
     With :math:`F_G` the sum of the maps of a group :math:`G`, enlarged to the image and scaled to
@@ -65,9 +69,6 @@ class ClusteredLayerScore(ImageMasking):
             ``"none"`` gives it whole to each. Default: ``"mass"``
         keep_fraction (float, optional): Share of the groups, those of the highest scores, that have
             a part in the map, in (0, 1]. Default: None (all)
-        max_evaluations (int, optional): Groups that are scored at most: those without which the
-            score drops most when they are switched off inside the network, which costs next to
-            nothing. Default: None (all)
         fill (float, Tensor or str, optional): What takes the place of what a mask hides, in the
             space of the model's input: a number, a tensor, ``"blur"``, or what else
             :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
@@ -101,23 +102,20 @@ class ClusteredLayerScore(ImageMasking):
         temperature: float = 0.5,
         share: Literal["map", "mass", "none"] = "mass",
         keep_fraction: float | None = None,
-        max_evaluations: int | None = None,
         fill: Fill = 0.0,
         masked_input: int = 0,
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        super().__init__(
+        LayerExplainer.__init__(
+            self,
             forward_func,
             layer,
             device_ids,
-            clusterer,
-            n_clusters,
-            fill,
-            masked_input,
-            channel_dim,
-            reshape_transform,
+            channel_dim=channel_dim,
+            reshape_transform=reshape_transform,
         )
+        check_int("masked_input", masked_input, 0)
         check_choice("weigh_by", weigh_by, ("softmax", "gain", "score"))
         check_choice("share", share, tuple(SHARES))
         if not isinstance(temperature, (int, float)) or not temperature > 0:
@@ -128,71 +126,14 @@ class ClusteredLayerScore(ImageMasking):
             raise ValueError(
                 f"`keep_fraction` must lie in (0, 1], or be None; got {keep_fraction!r}."
             )
-        if max_evaluations is not None:
-            check_int("max_evaluations", max_evaluations, 1)
+        self.clusterer = as_clusterer(clusterer, n_clusters)
+        self.fill = fill
+        self.masked_input = masked_input
         self.score = score
         self.weigh_by: str = weigh_by
         self.temperature: float = temperature
         self.share: str = share
         self.keep_fraction = keep_fraction
-        self.max_evaluations = max_evaluations
-
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: Tensors,
-        target: Target = None,
-        *,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        relu_attributions: bool = True,
-        attr_dim_summation: bool = True,
-        perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensors:
-        r"""Computes the heat map.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
-            target (int, tuple, Tensor or list, optional): The class to explain, as for
-                :meth:`captum_clustered.ClusteredLayerAblation.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
-                tuple. Default: None
-            attribute_to_layer_input (bool, optional): Whether to use the layer's input instead of
-                its output. Default: False
-            relu_attributions (bool, optional): Whether to set negative values of the heat map to
-                zero, as the paper does. Default: True
-            attr_dim_summation (bool, optional): Whether to sum over the maps. Default: True
-            perturbations_per_eval (int, optional): Masked images of an example in one pass; it
-                changes memory and time, never the result. Default: None (as many as fit a budget)
-            show_progress (bool, optional): Whether to show a progress bar. Default: False
-
-        Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**: `(N, 1, *spatial)`, or
-            `(N, C, *spatial)` with ``attr_dim_summation=False``, in the layer's own resolution,
-            detached, on the device of the layer's output. A tuple if the layer gives one.
-
-        Raises:
-            TypeError: If an argument, or what the model or the layer gives, is of a wrong type.
-            ValueError: If a shape or a value does not fit; the message says what to change.
-
-        Example::
-
-            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-            >>> cam = ClusteredLayerScore(model.eval(), model[1], weigh_by="gain")
-            >>> cam.attribute(torch.rand(3, 1, 4, 4), target=[0, 1, 1]).shape
-            torch.Size([3, 1, 2, 2])
-        """
-        return self.explain(
-            inputs,
-            target,
-            additional_forward_args=additional_forward_args,
-            attribute_to_layer_input=attribute_to_layer_input,
-            relu_attributions=relu_attributions,
-            attr_dim_summation=attr_dim_summation,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        ).attributions
 
     def explain(
         self,
@@ -236,61 +177,42 @@ class ClusteredLayerScore(ImageMasking):
         with self._first_pass(
             inputs, target, additional_forward_args, attribute_to_layer_input
         ) as first:
-            groups = [group_maps(self.clusterer, maps, first.n_scores) for maps in first.maps]
+            view = MaskedImage.of(first, self.masked_input, self.fill)
+            groups = [
+                group_maps(self.clusterer, maps, jointly=first.has_joint_score)
+                for maps in first.maps
+            ]
             joints = [
                 joint_maps(precise(maps), grouped)
                 for maps, grouped in zip(first.maps, groups, strict=True)
             ]
-            chosen = self._chosen(first, groups)
-            shown = [
-                joint if places is None else joint.gather(1, _like(places, joint))
-                for joint, places in zip(joints, chosen, strict=True)
-            ]
-            scores, flat, hidden = self._see(
-                first,
-                shown,
-                self.score,
-                perturbations_per_eval,
-                show_progress,
-                hidden=self.weigh_by == "gain",
-            )
-        valid = []
-        for i, (places, grouped) in enumerate(zip(chosen, groups, strict=True)):
-            exists = grouped.sizes > 0
-            if places is not None:  # back to the places of all groups
-                seen = torch.zeros_like(exists, dtype=scores[i].dtype)
-                scores[i] = seen.scatter(1, places, scores[i])
-                flat[i] = torch.ones_like(exists).scatter(1, places, flat[i])
-            valid.append(exists & ~flat[i])
+            total = sum(grouped.n_groups for grouped in groups)
+            with progress(self.get_name(), total, show_progress) as tick:
+                arguments = (joints, self.score, perturbations_per_eval, tick)
+                hidden = None
+                if self.weigh_by == "gain":
+                    seen, hidden = view.see_hidden(*arguments)
+                else:
+                    seen = view.see(*arguments)
+        valid = [(grouped.sizes > 0) & ~one.flat for grouped, one in zip(groups, seen, strict=True)]
         weights = [
-            self._weights(seen, hidden, real, grouped, maps)
-            for seen, real, grouped, maps in zip(scores, valid, groups, first.maps, strict=True)
+            self._weights(one.scores, hidden, real, grouped, maps)
+            for one, real, grouped, maps in zip(seen, valid, groups, first.maps, strict=True)
         ]
         heats = [
             build(maps, by_map(weight, grouped.labels), relu_attributions, attr_dim_summation)
             for maps, weight, grouped in zip(first.maps, weights, groups, strict=True)
         ]
-        return result_of(heats, first.maps, groups, joints, scores, weights, valid, hidden)
-
-    def _chosen(self, first: FirstPass, groups: list[Groups]) -> list[Tensor | None]:
-        """The places `(N, B)` of the groups that are scored; None for all."""
-        limit = self.max_evaluations
-        if limit is None:
-            return [None] * len(groups)
-        if len(groups) > 1:
-            raise ValueError(
-                "`max_evaluations` must be None for a layer that gives several tensors; got "
-                f"{limit} for {len(groups)}. Choose a layer that gives one."
-            )
-        if limit >= groups[0].n_groups:
-            return [None]
-        activations = first.captured.activations
-        dims = [self._channel_dim(tensor) for tensor in activations]
-        ablation = Ablation.of(activations, groups, dims, None)
-        found = replay(first.model, first.io, first.targets, first.captured, ablation)
-        drops = found.scores.unsqueeze(1) - found.ablated_scores
-        drops = drops.expand(len(groups[0].sizes), -1).masked_fill(groups[0].sizes == 0, -math.inf)
-        return [drops.topk(limit, dim=1).indices]
+        return MaskingAttribution(
+            attributions=unwrap(heats),
+            activations=unwrap(first.maps),
+            labels=unwrap(grouped.labels for grouped in groups),
+            group_maps=unwrap(joints),
+            masked_scores=unwrap(one.scores for one in seen),
+            hidden_scores=hidden,
+            group_weights=unwrap(weights),
+            valid=unwrap(valid),
+        )
 
     def _weights(
         self, scores: Tensor, hidden: Tensor | None, valid: Tensor, groups: Groups, maps: Tensor
@@ -405,9 +327,3 @@ class LayerScoreCam(ClusteredLayerScore):
 def _probability(logits: Tensor) -> Tensor:
     """The softmax over the classes, or the sigmoid of one logit."""
     return logits.softmax(1) if logits.ndim > 1 and logits.shape[1] > 1 else logits.sigmoid()
-
-
-def _like(places: Tensor, maps: Tensor) -> Tensor:
-    """Places `(N, B)` for a gather from maps `(N, K, *spatial)`."""
-    spatial = maps.shape[2:]
-    return places.reshape(*places.shape, *[1] * len(spatial)).expand(*places.shape, *spatial)

@@ -10,7 +10,8 @@ import torch
 from captum.attr import LayerFeatureAblation
 from torch import nn
 
-import captum_clustered.engine.replay as replay_module
+import captum_clustered.engine.model as model_module
+import captum_clustered.engine.switching as switching
 import small_models
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.engine.capture import Call, LayerIO, capture
@@ -192,15 +193,15 @@ def test_the_suffix_path_can_be_insisted_on():
 def test_memory_is_bounded_by_the_budget(monkeypatch):
     model, sizes = small_models.split_cnn(), []
     budget = 5 * 2 * 6 * 36 * 8  # five copies of the layer's output
-    monkeypatch.setitem(replay_module.BUDGET, "cpu", budget)
-    without = replay_module.Ablation.without
+    monkeypatch.setitem(model_module.BUDGET, "cpu", budget)
+    without = switching.Ablation.without
 
     def spy(self, groups, room=None):
         copies = without(self, groups, room)
         sizes.append(sum(tensor.nbytes for tensor in copies))
         return copies
 
-    monkeypatch.setattr(replay_module.Ablation, "without", spy)
+    monkeypatch.setattr(switching.Ablation, "without", spy)
     result = _explain(model, model[0])
     copies = result.ablated_scores.shape[1] + 1
     assert copies > 5

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import captum_clustered.engine.replay as replay_module
+import captum_clustered.engine.switching as switching
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.engine.capture import MAPWISE
+from captum_clustered.engine.sites import MAPWISE
 from captum_clustered.shapley import Shapley
 
 X = torch.rand(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -198,7 +199,7 @@ def _net(make, seed=0):
 @pytest.fixture
 def summed(monkeypatch):
     """As if there were so many groups that their parts of a linear layer's output are added up."""
-    monkeypatch.setattr(replay_module, "_FEW", 0)
+    monkeypatch.setattr(switching, "_FEW", 0)
 
 
 def _places(monkeypatch):
@@ -206,8 +207,8 @@ def _places(monkeypatch):
     found = []
     mapped = replay_module._mapped
 
-    def watch(model, io, *args, **settings):
-        result = mapped(model, io, *args, **settings)
+    def watch(first, io, *args, **settings):
+        result = mapped(first, io, *args, **settings)
         found.append((io.layer, isinstance(result, replay_module.Replay)))
         return result
 
@@ -279,7 +280,7 @@ def test_few_groups_are_sent_through_the_linear_layer(monkeypatch):
     places = _places(monkeypatch)
     _scores(model, model.conv, 0)
     assert places == [(model.pool, True)]
-    monkeypatch.setattr(replay_module, "_FEW", 6)
+    monkeypatch.setattr(switching, "_FEW", 6)
     _scores(model, model.conv, 0)
     assert places[1:] == [(model.fc, True)]
 
@@ -289,7 +290,7 @@ def test_low_precision_is_summed_in_single():
     weight = torch.ones(2, 4096, dtype=torch.bfloat16)
     output = torch.zeros(1, 2, dtype=torch.bfloat16)
     one_group = torch.zeros(1, 4096, dtype=torch.int64)
-    ablation = replay_module._Summed(output, weight, many, one_group, 1)
+    ablation = switching.Summed(output, weight, many, one_group, 1)
     (copies,) = ablation.without(range(-1, 1), ablation.room(2))
     expected = torch.tensor([[[0.0, 0.0]], [[-40.96, -40.96]]], dtype=torch.bfloat16)
     torch.testing.assert_close(copies, expected)
@@ -337,9 +338,9 @@ def test_a_model_that_needs_the_maps_elsewhere_keeps_the_layer(make, monkeypatch
 def test_copies_are_of_the_pooled_size(monkeypatch):
     model = _net(Net)
     sizes = []
-    room = replay_module.Ablation.room
+    room = switching.Ablation.room
     monkeypatch.setattr(
-        replay_module.Ablation,
+        switching.Ablation,
         "room",
         lambda self, copies: sizes.append(self.activations[0].shape) or room(self, copies),
     )

@@ -303,7 +303,11 @@ def test_the_result_is_detached_and_of_the_maps_dtype():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"replay": "fast"}, ValueError, "`replay` must be one of auto, suffix, full; got 'fast'"),
+        (
+            {"replay": "fast"},
+            ValueError,
+            "`replay` must be one of 'auto', 'suffix', 'full'; got 'fast'",
+        ),
         ({"channel_dim": 0}, ValueError, "`channel_dim` must be an int other than 0"),
         ({"clusterer": "kmean"}, ValueError, "`clusterer` must be one of kmeans, .* got 'kmean'"),
         ({"clusterer": 3}, TypeError, "`clusterer` must be a name, .* got 3"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-import captum_clustered.engine.replay as replay_module
+import captum_clustered.engine.model as model_module
 from captum_clustered import LayerGroupCam, LayerScoreCam
 from captum_clustered.clustering import KMeans
 from captum_clustered.fills import Blur, fill_image
@@ -380,7 +380,7 @@ def test_the_model_runs_on_as_many_images_as_fit_the_budget(explainer, monkeypat
     groups = cam.explain(x, 0).masked_scores.shape[1] + (explainer is LayerGroupCam)
     assert sizes == [2, 2 * groups]
     sizes.clear()
-    monkeypatch.setitem(replay_module.BUDGET, "cpu", 8 * 2 * x.nbytes)  # two copies
+    monkeypatch.setitem(model_module.BUDGET, "cpu", 8 * 2 * x.nbytes)  # two copies
     cam.explain(x, 0)
     assert sizes[0] == 2
     assert sizes[1:] == [4] * (groups // 2) + [2] * (groups % 2)

@@ -28,7 +28,7 @@ def _cam(model, **settings):
     return ClusteredLayerOptimization(model, model[0], **{"clusterer": LABELS, **settings})
 
 
-def _by_hand(model, image, cls, row, steps, lr, area, complement, fills=(0.0,)):
+def _by_hand(model, image, cls, row, steps, lr, fill):
     """Adam, written out, on one image."""
     maps = model[0](image[None]).detach()[0]
     parts = torch.stack([maps[row == k].sum(0) / maps[row == k].sum() for k in range(4)])
@@ -44,10 +44,7 @@ def _by_hand(model, image, cls, row, steps, lr, area, complement, fills=(0.0,)):
         heat = (u.softmax(0)[:, None, None] * parts).sum(0)
         large = F.interpolate(heat[None, None], image.shape[1:], mode="bilinear")[0]
         mask = (large - large.min()) / (large.max() - large.min())
-        fill = fills[(t - 1) % len(fills)]
-        value = log_odds(image * mask + fill * (1 - mask)) - area * mask.mean()
-        if complement:
-            value = value - complement * F.softplus(log_odds(image * (1 - mask) + fill * mask))
+        value = log_odds(image * mask + fill * (1 - mask))
         (g,) = torch.autograd.grad(-value, u)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         u = u.detach() - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
@@ -55,17 +52,12 @@ def _by_hand(model, image, cls, row, steps, lr, area, complement, fills=(0.0,)):
     return u.softmax(0), objectives
 
 
-@pytest.mark.parametrize("fills", [(0.0,), (0.2, -0.5)])
-@pytest.mark.parametrize(("area", "complement"), [(0.0, 0.0), (2.0, 0.0), (0.0, 0.5)])
-def test_equals_the_loop_written_by_hand(x, area, complement, fills):
+@pytest.mark.parametrize("fill", [0.0, 0.2])
+def test_equals_the_loop_written_by_hand(x, fill):
     model = _model()
-    cam = _cam(
-        model, n_steps=4, lr=0.3, area_weight=area, complement_weight=complement, fill=fills[0],
-        alternate_fill=fills[1] if len(fills) > 1 else None,
-    )  # fmt: skip
-    found = cam.explain(x, TARGET)
+    found = _cam(model, n_steps=4, lr=0.3, fill=fill).explain(x, TARGET)
     for i, (image, cls, row) in enumerate(zip(x, TARGET, LABELS, strict=True)):
-        weights, objectives = _by_hand(model, image, cls, row, 4, 0.3, area, complement, fills)
+        weights, objectives = _by_hand(model, image, cls, row, 4, 0.3, fill)
         torch.testing.assert_close(found.group_weights[i], weights)
         assert found.objectives[i].tolist() == pytest.approx(objectives)
         maps = found.activations[i]
@@ -75,31 +67,15 @@ def test_equals_the_loop_written_by_hand(x, area, complement, fills):
 
 def test_the_objective_rises(x):
     found = _cam(_model(), n_steps=10).explain(x, TARGET)
+    assert found.objectives.shape == (2, 10)
     assert (found.objectives[:, -1] > found.objectives[:, 0]).all()
-    assert found.steps.tolist() == [10, 10]
 
 
-def test_the_area_weight_makes_masks_smaller(x):
-    def area(**settings):
-        heat = F.interpolate(_cam(_model(), **settings).attribute(x, TARGET), (8, 7))
-        low, high = heat.amin((1, 2, 3), keepdim=True), heat.amax((1, 2, 3), keepdim=True)
-        return ((heat - low) / (high - low)).mean()
-
-    assert area(area_weight=500.0) < area()
-
-
-def test_an_early_stop_does_not_depend_on_the_neighbours(x):
-    cam = _cam(_model(), n_steps=60, lr=0.2, tolerance=0.003)
-    together = cam.explain(x, TARGET)
-    assert (together.steps < 60).any()
-    assert len(set(together.steps.tolist())) == 2, "else this shows nothing"
+def test_an_example_does_not_depend_on_its_neighbours(x):
+    together = _cam(_model()).explain(x, TARGET)
     for i, cls in enumerate(TARGET):
-        one = _cam(_model(), n_steps=60, lr=0.2, tolerance=0.003, clusterer=LABELS[i : i + 1])
-        alone = one.explain(x[i : i + 1], cls)
-        assert alone.steps.item() == together.steps[i]
+        alone = _cam(_model(), clusterer=LABELS[i : i + 1]).explain(x[i : i + 1], cls)
         torch.testing.assert_close(alone.attributions[0], together.attributions[i])
-        after = together.objectives[i, int(together.steps[i]) :]
-        assert after.isnan().all()
 
 
 def test_no_step_leaves_the_start(x):
@@ -107,17 +83,6 @@ def test_no_step_leaves_the_start(x):
         _cam(_model(), n_steps=0).explain(x, TARGET).group_weights,
         torch.full((2, 4), 0.25, dtype=torch.float64),
     )
-
-
-def test_starts_from_the_drops(x):
-    from captum_clustered import ClusteredLayerAblation
-
-    model = _model()
-    found = ClusteredLayerAblation(model, model[0], clusterer=LABELS).explain(x, TARGET)
-    drops = (found.scores.unsqueeze(1) - found.ablated_scores).relu()
-    share = (drops / drops.sum(1, keepdim=True)).clamp(min=1e-3)
-    weights = _cam(model, n_steps=0, start="drops").explain(x, TARGET).group_weights
-    torch.testing.assert_close(weights, share / share.sum(1, keepdim=True))
 
 
 def test_nothing_is_left_behind(x):
@@ -167,10 +132,6 @@ class _Sum(nn.Module):
     [
         ({"n_steps": -1}, "`n_steps` must be an int >= 0; got -1"),
         ({"lr": 0}, "`lr` must be a number > 0; got 0"),
-        ({"start": "random"}, "`start` must be one of 'uniform', 'drops'; got 'random'"),
-        ({"area_weight": -1.0}, "`area_weight` must be a number >= 0; got -1.0"),
-        ({"complement_weight": float("nan")}, "`complement_weight` must be a number >= 0"),
-        ({"tolerance": 0}, "`tolerance` must be a number > 0; got 0"),
     ],
 )
 def test_refuses(settings, message):

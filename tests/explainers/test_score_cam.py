@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_clustered import ClusteredLayerAblation, ClusteredLayerScore, LayerScoreCam
+from captum_clustered import ClusteredLayerScore, LayerScoreCam
 from captum_clustered.fills import fill_image
 from captum_clustered.targets import format_target, target_scores
 from small_models import split_cnn
@@ -107,45 +107,6 @@ def test_neither_the_chunk_nor_the_batch_changes_the_result(x, chunk):
         torch.testing.assert_close(together.attributions[i : i + 1], alone)
 
 
-class TestMaxEvaluations:
-    def test_only_the_groups_with_the_largest_drops_are_scored(self, x):
-        model = _model()
-        drops = ClusteredLayerAblation(model, model[0], clusterer=LABELS).explain(x, TARGET)
-        lost = drops.scores.unsqueeze(1) - drops.ablated_scores
-        everything = ClusteredLayerScore(model, model[0], clusterer=LABELS).explain(x, TARGET)
-        cam = ClusteredLayerScore(model, model[0], clusterer=LABELS, max_evaluations=2)
-        found = cam.explain(x, TARGET)
-        chosen = torch.zeros(2, 4, dtype=torch.bool).scatter(1, lost.topk(2).indices, True)
-        assert torch.equal(found.valid, chosen & everything.valid)
-        seen = torch.where(chosen, everything.masked_scores, 0)
-        torch.testing.assert_close(found.masked_scores, seen)
-        assert (found.group_weights[~found.valid] == 0).all()
-        share = torch.where(found.valid, seen / 0.5, -torch.inf).softmax(1)
-        mass = torch.stack([found.group_maps[:, k].abs().flatten(1).sum(1) for k in range(4)], 1)
-        torch.testing.assert_close(found.group_weights * mass, share)
-
-    def test_the_model_runs_that_often(self, x):
-        model, seen = _model(), []
-        model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-        cam = ClusteredLayerScore(model, model[0], clusterer=LABELS, max_evaluations=2)
-        cam.attribute(x, target=TARGET, perturbations_per_eval=1)
-        # the first pass, the replay of what lies behind the layer, and two masks
-        assert seen.count(2) >= 3
-        assert seen[-2:] == [2, 2]
-        n_all = len(seen)
-        seen.clear()
-        cam.max_evaluations = None
-        cam.attribute(x, target=TARGET, perturbations_per_eval=1)
-        assert len(seen) == 5
-        assert n_all <= 5
-
-    def test_as_many_as_there_are_groups_change_nothing(self, x):
-        model = _model()
-        cam = ClusteredLayerScore(model, model[0], clusterer=LABELS, max_evaluations=4)
-        every = ClusteredLayerScore(model, model[0], clusterer=LABELS)
-        assert torch.equal(cam.attribute(x, TARGET), every.attribute(x, TARGET))
-
-
 def test_keep_fraction_leaves_the_groups_of_the_highest_scores(x):
     model = _model()
     cam = ClusteredLayerScore(model, model[0], clusterer=LABELS, keep_fraction=0.5)
@@ -163,7 +124,6 @@ def test_keep_fraction_leaves_the_groups_of_the_highest_scores(x):
         ({"weigh_by": "drop"}, "`weigh_by` must be one of 'softmax', 'gain', 'score'; got 'drop'"),
         ({"temperature": 0}, "`temperature` must be a number > 0; got 0"),
         ({"keep_fraction": 0}, r"`keep_fraction` must lie in \(0, 1\], or be None; got 0"),
-        ({"max_evaluations": 0}, "`max_evaluations` must be an int >= 1; got 0"),
         ({"share": "all"}, "`share` must be one of"),
         ({"n_clusters": "auto", "clusterer": "kmeans"}, "`n_clusters` must be an int"),
     ],

@@ -1,0 +1,107 @@
+"""Grad-CAM by Captum, with the manners of this package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captum.attr import LayerGradCam
+from torch import Tensor
+
+from captum_clustered.engine.model import as_model, borrowed
+from captum_clustered.explainers.base import LayerExplainer, unwrap
+from captum_clustered.explainers.results import Attribution, Tensors
+from captum_clustered.heatmap import build, to_maps
+from captum_clustered.targets import Target, check_target, format_target, select
+from captum_clustered.weighting import gradient_weights
+
+__all__ = ["GradCam"]
+
+
+class GradCam(LayerExplainer, LayerGradCam):
+    """Captum's `LayerGradCam` with the manners of this package.
+
+    Negative values are set to zero as in the paper (Selvaraju et al., ICCV 2017), the result is
+    detached, and targets come in all forms. A layer whose maps do not lie on axis 1 is refused,
+    unless `channel_dim` and `reshape_transform` say how to read it.
+
+    Args:
+        forward_func (callable): The model, or a function that runs it.
+        layer (nn.Module): The layer.
+        device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
+        channel_dim (int, optional): Axis of the maps in the layer's own output. Default: 1
+        reshape_transform (callable, optional): Turns the layer's output, and its gradient, into
+            `(N, C, *spatial)`. Default: None
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> GradCam(model.eval(), model[1]).attribute(torch.rand(3, 1, 4, 4), target=1).shape
+        torch.Size([3, 1, 2, 2])
+    """
+
+    def explain(
+        self,
+        inputs: Tensors,
+        target: Target = None,
+        *,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+    ) -> Attribution:
+        """Computes the heat map.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
+            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model. Default: None
+            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
+            relu_attributions (bool, optional): Set negative values to zero. Default: True
+            attr_dim_summation (bool, optional): Sum over the maps. Default: True
+
+        Returns:
+            *Attribution*: The heat map.
+
+        Raises:
+            TypeError: If an argument is of a wrong type.
+            ValueError: If a shape or a value does not fit.
+        """
+        if self.channel_dim == 1 and self.reshape_transform is None:
+            heats = self._by_captum(
+                inputs, target, additional_forward_args, attribute_to_layer_input
+            )
+            if attr_dim_summation:
+                heats = [heat.sum(1, keepdim=True) for heat in heats]
+            return Attribution(unwrap(h.relu() if relu_attributions else h for h in heats))
+        with self._first_pass(
+            inputs, target, additional_forward_args, attribute_to_layer_input, gradients=True
+        ) as first:
+            return Attribution(
+                unwrap(
+                    build(maps, gradient_weights(slopes), relu_attributions, attr_dim_summation)
+                    for maps, slopes in zip(first.maps, first.gradients, strict=True)
+                )
+            )
+
+    def _by_captum(
+        self, inputs: Any, target: Target, additional_forward_args: Any, at_input: bool
+    ) -> list[Tensor]:
+        """The weighted maps, `(N, C, *spatial)` for each of the layer's tensors."""
+        with borrowed():
+            model = as_model(self.forward_func, inputs, additional_forward_args)
+            targets = format_target(target, model.n)
+
+            def score(_: Tensor) -> Tensor:
+                output = model.forward_func(*model.fresh())
+                check_target(output, targets)
+                return select(output, targets)
+
+            found = LayerGradCam(score, self.layer).attribute(
+                model.args[0], attribute_to_layer_input=at_input, attr_dim_summation=False
+            )
+        return [
+            to_maps(part.detach(), 1, None, self.layer, model.args[0].ndim)
+            for part in (found if isinstance(found, tuple) else (found,))
+        ]
