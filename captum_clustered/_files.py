@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -20,6 +25,51 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, name: str = "folder") -> None:
+    """Makes a folder, with those around it, unless it is there; `name` is the caller's argument."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"`{name}` must be a folder; got {path}, where a file is. Name another."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a NumPy file, whole or not at all."""
+    import numpy as np
+
+    with whole(path) as part, part.open("wb") as file:
+        np.save(file, array)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    with whole(path) as part:
+        figure.savefig(part, format="png")
+
+
+def to_json(value: Any, name: str = "record") -> str:
+    """A text of JSON that every reader accepts; `name` is the caller's argument.
+
+    It is indented, has null for NaN, and ends with a new line.
+    """
+    try:
+        text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` must hold what JSON can hold: str, int, float, bool, None, list and dict; "
+            f"{error}. Turn it into one of them."
+        ) from error
+    return text + "\n"
 
 
 def without_nan(value: Any) -> Any:

@@ -14,6 +14,7 @@ __all__ = [
     "build",
     "enlarge",
     "normalize",
+    "scaled",
     "swin_reshape_transform",
     "to_maps",
     "vit_reshape_transform",
@@ -241,3 +242,23 @@ def normalize(heatmaps: Tensor) -> Tensor:
     low = flat.amin(1, keepdim=True)
     span = flat.amax(1, keepdim=True) - low
     return ((flat - low) / torch.where(span == 0, 1, span)).view_as(heatmaps)
+
+
+def scaled(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """One map as a picture needs it: enlarged to a size, then scaled to [0, 1].
+
+    Args:
+        grid (Tensor): `(*spatial)` with one to three axes, any range.
+        size (sequence of int): The spatial size that is needed.
+
+    Returns:
+        *Tensor*: `(*size)`, float32 in [0, 1], on the CPU, without gradient. A flat map becomes all
+        zeros; a map with a NaN becomes all NaN.
+
+    Example::
+
+        >>> scaled(torch.tensor([0.0, 4.0]), (4,))
+        tensor([0.0000, 0.2500, 0.7500, 1.0000])
+    """
+    maps = grid.detach().float().cpu()[None, None]  # (1, 1, *spatial)
+    return normalize(enlarge(maps, size))[0, 0]

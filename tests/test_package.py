@@ -25,6 +25,8 @@ FOLDER = Path(captum_clustered.__file__).parent
 ORDER = [
     "_checks",
     "_files",
+    "_notebook",
+    "_pictures",
     "targets",
     "heatmap",
     "statistics",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered._files import without_nan
+from captum_clustered._pictures import busiest, coloured
 from captum_clustered.heatmap import enlarge
 from captum_clustered.page import picture_uri, render
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from captum_clustered.explainers.results import ClusteredAttribution
 
 __all__ = ["ClassScore", "image_page", "packed"]
-
-_CMAP = "inferno"  # as in the pictures
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ def image_page(
     """A page about one image: its heat map, the groups behind it, and all settings.
 
     Args:
-        pictures (array): What the model sees, `(H, W, 3)`, or `(D, H, W, 3)` for a volume, float in
-            [0, 1].
-        levels (mapping): Results of one example by the number of groups that was asked for.
-        chosen (int): Which of them is shown first.
+        pictures (array): The image as the model sees it, `(H, W, 3)`, or `(D, H, W, 3)` for a
+            volume, float in [0, 1].
+        levels (mapping): Results of one example, by the requested number of groups.
+        chosen (int): The number that is shown first.
         title (str): The heading.
         subtitle (str): A line beneath, such as the class.
         classes (sequence of ClassScore, optional): The highest classes. Default: ()
-        settings (mapping, optional): Name and value of whatever led to the map; mappings within are
+        settings (mapping, optional): All settings behind the map, by name; inner mappings are
             flattened. Default: None
         notes (sequence of str, optional): Warnings above the picture. Default: ()
 
@@ -99,11 +98,11 @@ def image_page(
 
 
 def packed(grid: Tensor, size: Sequence[int]) -> dict[str, Any]:
-    """A map as bytes, with the range that it has once it is enlarged.
+    """A map as bytes for the script, with the range of the enlarged map.
 
     Args:
         grid (Tensor): `(h, w)` or `(d, h, w)`, any range.
-        size (sequence of int): What the page enlarges it to.
+        size (sequence of int): The size to which the page enlarges it.
 
     Returns:
         *dict*: The grid's shape of three axes, its values as base64 of bytes from 0 (minimum) to
@@ -127,55 +126,40 @@ def packed(grid: Tensor, size: Sequence[int]) -> dict[str, Any]:
 
 
 def _level(result: ClusteredAttribution, count: int, size: Sequence[int]) -> dict[str, Any]:
-    maps, labels = _one(result.activations).detach().float().cpu(), _one(result.labels).cpu()
-    valid, ablated, weights = (
-        _one(field).cpu() for field in (result.valid, result.ablated_scores, result.group_weights)
-    )
-    score = float(result.scores[0])
-    groups = []
-    for group in valid.nonzero().flatten().tolist():
-        members = (labels == group).nonzero().flatten().tolist()
-        groups.append(
-            {
-                "members": members,
-                "drop": score - float(ablated[group]),
-                "without": float(ablated[group]),
-                "weight": float(weights[group]),
-                **packed(maps[members].mean(0), size),
-            }
-        )
-    dead = int((maps.flatten(1) == 0).all(1).sum())
+    """What the page holds for one number of groups; the template reads these names."""
+    counts = result.counts()
+    groups = [
+        {
+            "members": list(group.members),
+            "drop": group.drop,
+            "without": group.ablated_score,
+            "weight": group.weight,
+            **packed(group.mean_map, size),
+        }
+        for group in result.groups()
+    ]
     return {
         "asked": count,
-        "score": score,
-        "map": packed(_one(result.attributions)[0], size),
-        "groups": sorted(groups, key=lambda found: -len(found["members"])),
-        "maps": len(maps),
-        "dead": dead,
-        "left_out": int((labels < 0).sum()) - dead,
+        "score": float(result.scores[0]),
+        "map": packed(result.map_of(), size),
+        "groups": groups,
+        "maps": counts["maps"],
+        "dead": counts["dead_maps"],
+        "left_out": counts["maps_in_no_group"],
         "replay": result.replay,
     }
-
-
-def _one(field: Any) -> Tensor:
-    """The first example's part."""
-    if not isinstance(field, Tensor):
-        raise ValueError(f"`levels` must be of a layer with one tensor; got {len(field)}.")
-    return field[0]
 
 
 def _busiest(result: ClusteredAttribution, size: Sequence[int]) -> int:
     """The slice with the most heat."""
     if len(size) == 2:
         return 0
-    large = enlarge(_one(result.attributions)[None].float(), size)[0, 0]
-    return int(large.nan_to_num().sum((1, 2)).argmax())
+    return busiest(enlarge(result.map_of()[None, None], size)[0, 0])
 
 
 def _colours() -> str:
-    from matplotlib import colormaps
-
-    table = np.round(255 * colormaps[_CMAP](np.arange(256))[:, :3]).astype(np.uint8)
+    """The 256 colours of the scale as bytes."""
+    table = np.round(255 * coloured(np.arange(256))).astype(np.uint8)
     return base64.b64encode(table.tobytes()).decode()
 
 
