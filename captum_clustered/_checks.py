@@ -1,48 +1,114 @@
-"""Doors: what is wrong with an argument, in one grammar: the rule, then the value; warnings."""
+"""Checks of what a user passed. Each error says: argument, rule, value that came, remedy."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import warnings
+import math
+import numbers
+import operator
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from types import FrameType
+from typing import NoReturn
+
+_COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
-def _folders() -> tuple[str, ...]:
-    captum = find_spec("captum")
-    found = [Path(__file__).parent, *((captum and captum.submodule_search_locations) or ())]
-    return tuple(f"{folder}{os.sep}" for folder in found)
+def check_choice(name: str, value: object, choices: Sequence[object], remedy: str = "") -> None:
+    """Raises an error unless `value` is one of `choices`.
 
+    Args:
+        name (str): The argument.
+        value (object): What was passed.
+        choices (sequence): What may be passed.
+        remedy (str, optional): A sentence about what to do. Default: ""
 
-_INSIDE = (*_folders(), contextlib.__file__)
-"""Where a caller's own code is not: this package, Captum, and what enters context managers."""
+    Raises:
+        ValueError: If `value` is none of them.
 
+    Example::
 
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raises where `value` is none of `choices`."""
-    # `in` compares: an array would give an array, and True equals 1
+        >>> check_choice("start", "uniform", ("uniform", "drops"))
+    """
+    # not `in`: it compares arrays element by element, and finds that True equals 1
     if not any(
         value is choice or (isinstance(value, str) and value == choice) for choice in choices
     ):
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {listed}; got {value!r}.")
+        _refuse(name, f"be one of {listed}", value, remedy)
 
 
-def check_int(name: str, value: object, minimum: int) -> None:
-    """Raises where `value` is no int of at least `minimum`."""
+def check_int(
+    name: str, value: object, minimum: int, *, or_none: bool = False, remedy: str = ""
+) -> None:
+    """Raises an error unless `value` is an int of at least `minimum`.
+
+    Args:
+        name (str): The argument.
+        value (object): What was passed; a bool is not an int here.
+        minimum (int): The smallest int that is allowed.
+        or_none (bool, optional): Whether None is allowed too. Default: False
+        remedy (str, optional): A sentence about what to do. Default: ""
+
+    Raises:
+        ValueError: If `value` breaks the rule.
+
+    Example::
+
+        >>> check_int("step", 224, 1)
+    """
+    if value is None and or_none:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be an int >= {minimum}; got {value!r}.")
+        _refuse(name, f"be an int >= {minimum}" + ", or be None" * or_none, value, remedy)
 
 
-def warn(message: str) -> None:
-    """Warns with the file and line of the caller's own code, outside this package and Captum."""
-    frame: FrameType | None = sys._getframe(1)
-    level = 2
-    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+def check_number(
+    name: str,
+    value: object,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    or_none: bool = False,
+    remedy: str = "",
+) -> None:
+    """Raises an error unless `value` is a finite number between the given ends.
+
+    Args:
+        name (str): The argument.
+        value (object): What was passed; a bool is not a number here.
+        at_least (float, optional): The smallest number that is allowed. Default: None
+        above (float, optional): In place of `at_least`: what the number must exceed. Default: None
+        at_most (float, optional): The largest number that is allowed. Default: None
+        below (float, optional): In place of `at_most`: what it must stay under. Default: None
+        or_none (bool, optional): Whether None is allowed too. Default: False
+        remedy (str, optional): A sentence about what to do. Default: ""
+
+    Raises:
+        ValueError: If `value` breaks the rule.
+
+    Example::
+
+        >>> check_number("keep_fraction", 0.5, above=0, at_most=1)
+        >>> check_number("keep_fraction", 0, above=0, at_most=1, or_none=True)
+        Traceback (most recent call last):
+        ValueError: `keep_fraction` must be a number > 0 and <= 1, or be None; got 0.
+    """
+    if value is None and or_none:
+        return
+    ends = {">=": at_least, ">": above, "<=": at_most, "<": below}
+    given = {sign: end for sign, end in ends.items() if end is not None}
+    number = _finite(value)
+    if number is None or not all(_COMPARE[sign](number, end) for sign, end in given.items()):
+        limits = " and ".join(f"{sign} {end}" for sign, end in given.items())
+        rule = f"be a number {limits}" if given else "be a finite number"
+        _refuse(name, rule + ", or be None" * or_none, value, remedy)
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _refuse(name: str, rule: str, value: object, remedy: str) -> NoReturn:
+    raise ValueError(f"`{name}` must {rule}; got {value!r}.{remedy and ' ' + remedy}")

@@ -1,4 +1,4 @@
-"""Whole files, JSON that every reader accepts, and libraries that may be missing."""
+"""Files that are written whole, JSON that every reader accepts, optional libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place to write to; what is written there appears under `path` all at once."""
+    """Gives a file to write to: at the end it becomes `path`, after an error it is removed."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -73,7 +73,7 @@ def to_json(value: Any, name: str = "record") -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """The value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -84,7 +84,7 @@ def without_nan(value: Any) -> Any:
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Imports a library of an extra, or says which extra it is."""
+    """Imports an optional library; if it is missing, the error names the extra to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

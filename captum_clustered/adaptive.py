@@ -1,39 +1,42 @@
-"""Groups found by asking the model: a tree of maps is opened where the score hangs on it."""
+"""Groups found by asking the model: a tree of maps is split further where the score drops most."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_clustered._checks import check_int
-from captum_clustered.clustering import Agglomerative, Tree
+from captum_clustered.clustering import Agglomerative
 
 __all__ = ["Adaptive"]
+
+_SPLITS = 4  # groups that are split in a round: each round costs a wait for the device
 
 
 @dataclass(frozen=True)
 class Adaptive:
     """Groups from a tree of the maps, split where the score drops most, within a budget.
 
-    The maps are joined step by step to a tree. It is first cut into half as many groups as the
-    budget has evaluations, and each is switched off. Then the group whose drop is largest in
-    magnitude is split in two, and both parts are switched off, until the budget is spent: with 32
-    evaluations, 16 groups become 24. That groups are split where the model reacts is the idea of
-    Ablation-CAM++ (Salama, Adly, Torki, ICIP 2022), of which no code is public; the rule is ours.
+    The maps of an example are joined into a tree by Ward's linkage. First the tree is cut into half
+    as many groups as the budget has evaluations, and each group is switched off. Then rounds
+    follow: the four groups with the largest drops in magnitude are split in two, and both parts are
+    switched off, until the budget is spent. So with 32 evaluations 16 groups become 24. Splitting
+    groups where the model reacts is the idea of Ablation-CAM++ (Salama, Adly, Torki, ICIP 2022),
+    which has no public code; the rule here is our own.
 
-    For :class:`captum_clustered.ClusteredLayerAblation` only; called as any other clusterer, it
-    gives the groups that it starts from. Drops are read from the device after each round.
+    For :class:`captum_clustered.ClusteredLayerAblation` only. Called like any other clusterer, it
+    returns the groups that it starts from. Drops are read from the device after each round.
 
     Args:
-        budget (int, optional): Groups that are switched off for an example, at least 2. Default: 32
-        linkage (str, optional): As for :class:`captum_clustered.clustering.Agglomerative`.
-            Default: ``"ward"``
-        splits (int, optional): Groups that are split in a round, before the drops of their parts
-            are looked at. Default: 4
+        budget (int, optional): Number of groups that are switched off for an example, at least 2.
+            Default: 32
+
+    Raises:
+        ValueError: If `budget` is not an int >= 2.
 
     Example::
 
@@ -46,34 +49,30 @@ class Adaptive:
     """
 
     budget: int = 32
-    linkage: Literal["ward", "average", "complete"] = "ward"
-    splits: int = 4
 
     def __post_init__(self) -> None:
         check_int("budget", self.budget, 2)
-        check_int("splits", self.splits, 1)
-        Agglomerative(linkage=self.linkage)  # refuses an unknown one
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Labels `(N, C)` of the groups at the start, for features `(N, C, D)`."""
-        return self._tree(features).cut(self.budget // 2)
+        """Labels `(N, C)` of the groups that the search starts from, for features `(N, C, D)`."""
+        return Agglomerative().tree(features).cut(self.budget // 2)
 
     def search(self, features: Tensor) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Asks for drops, round by round.
+        """Asks for the drops of groups, round by round, as a generator.
 
         Args:
             features (Tensor): `(N, C, D)`.
 
         Yields:
-            Labels `(N, C)` of groups to be switched off, -1 for a map that is in none.
+            Labels `(N, C)` of the groups to switch off next, -1 for a map that stays on.
 
         Receives:
-            Their drops `(N, K)`.
+            The drops `(N, K)` of these groups.
 
         Returns:
-            *tuple*: The labels of the final groups, `(N, C)`, and their drops `(N, K)`.
+            *tuple*: The labels of the final groups, `(N, C)`, and their drops, `(N, K)`.
         """
-        tree = self._tree(features)
+        tree = Agglomerative().tree(features)
         examples = [
             _Example.of(tree.live[i], tree.merges[i], self.budget // 2)
             for i in range(len(features))
@@ -85,7 +84,7 @@ class Adaptive:
             drops = yield torch.stack(labels).to(features.device)
             for example, nodes, row in zip(examples, asked, drops.tolist(), strict=True):
                 example.drops.update(zip(nodes, row, strict=False))
-            count = min(self.splits, left // 2)
+            count = min(_SPLITS, left // 2)
             left -= 2 * count
             asked = [example.split(count) for example in examples]
         labels = [example.labels(example.leaves) for example in examples]
@@ -96,33 +95,34 @@ class Adaptive:
             )
         return torch.stack(labels).to(features.device), found.to(features.device)
 
-    def _tree(self, features: Tensor) -> Tree:
-        return Agglomerative(linkage=self.linkage).tree(features)
-
 
 @dataclass(eq=False)
 class _Example:
-    """The tree of one example: nodes are numbered as in SciPy, maps first, then joins."""
+    """The tree of one example and its present groups.
 
-    live: Tensor
-    children: list[tuple[int, int]]
-    places: list[int]  # of the live maps
-    leaves: list[int] = field(default_factory=list)
-    drops: dict[int, float] = field(default_factory=dict)
+    Nodes have SciPy's numbers: first the live maps, then the joins by height.
+    """
+
+    live: Tensor  # bool (C,)
+    children: list[tuple[int, int]]  # the two parts of each join
+    places: list[int]  # the channels of the live maps
+    leaves: list[int] = field(default_factory=list)  # the nodes that are groups
+    drops: dict[int, float] = field(default_factory=dict)  # by node
 
     @classmethod
     def of(cls, live: Tensor, merges: Any, n_groups: int) -> _Example:
+        """The tree from SciPy's linkage matrix, cut into at most `n_groups` groups."""
         places = live.nonzero().squeeze(1).tolist()
         children = [] if merges is None else [(int(row[0]), int(row[1])) for row in merges]
         one = cls(live, children, places)
         if places:
             one.leaves = [len(places) + len(children) - 1]
         while 0 < len(one.leaves) < n_groups and max(one.leaves) >= len(places):
-            one._open(max(one.leaves))  # joins are numbered by height
+            one._open(max(one.leaves))  # the highest join
         return one
 
     def split(self, count: int) -> list[int]:
-        """Opens the nodes whose drops are largest; returns the new ones."""
+        """Splits the `count` groups with the largest drops; returns the new nodes."""
         joins = [node for node in self.leaves if node >= len(self.places)]
         joins.sort(key=lambda node: (-abs(self.drops[node]), node))
         return [part for node in joins[:count] for part in self._open(node)]
@@ -134,7 +134,7 @@ class _Example:
         return parts
 
     def labels(self, nodes: list[int]) -> Tensor:
-        """Labels `(C,)`: each node's maps carry its place in the list."""
+        """Labels `(C,)`: the maps below a node get its place in the list, all others -1."""
         labels = torch.full((len(self.live),), -1, dtype=torch.int64)
         for label, node in enumerate(nodes):
             below = [node]

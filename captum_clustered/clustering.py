@@ -2,7 +2,8 @@
 
 A clusterer is any callable that turns features, one flattened map per row, into integer labels, one
 per map; ``-1`` puts a map into no group. Each example is clustered on its own. The clusterers here
-are frozen dataclasses: equal settings compare equal, print themselves, and give equal labels.
+are frozen dataclasses: they show their settings when printed, and two with equal settings compare
+equal and give equal labels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from captum_clustered._checks import check_choice, check_int
+from captum_clustered._kmeans import draws_for, k_means
 
 __all__ = [
     "CLUSTERERS",
@@ -35,24 +39,21 @@ __all__ = [
     "numbered",
 ]
 
-_BYTES = 64 * 2**20  # of distances at a time; more examples are clustered one lot after the other
+# Bytes of distances at a time. Examples that need more are clustered in several lots.
+_BYTES = 64 * 2**20
 
 
 class Clusterer(Protocol):
     """What the explainers need: features `(N, C, D)` in, integer labels `(N, C)` out.
 
-    Labels may come on the CPU whatever the features' device. A clusterer that returns them on
-    another device should have an attribute `n_clusters`, more than its largest label, so that the
-    engine need not wait for the device to know how many groups there are.
+    The labels may be on the CPU even if the features are not. A clusterer that returns labels on
+    another device should have an attribute `n_clusters` that is larger than any of its labels. The
+    engine then knows the number of groups without waiting for the device.
     """
 
     def __call__(self, features: Tensor, /) -> Tensor:
         """Labels each map of each example; -1 means no group."""
         ...
-
-
-# of k-means++ a step: few steps, since each is many small operations; small enough for one thread
-_CANDIDATES, _TAKEN = 12, 4
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Groups:
 
     Attributes:
         labels (Tensor): int64 `(N, C)`; each example's groups are 0, 1, 2, …; -1 is no group.
-        n_groups (int): `K`, no label is larger than `K - 1`. At least 1.
-        sizes (Tensor): int64 `(N, K)`: the number of maps in each group, 0 where an example has
-            fewer groups than another.
+        n_groups (int): `K`, at least 1; no label is larger than `K - 1`.
+        sizes (Tensor): int64 `(N, K)`: the number of maps in each group; 0 where an example has
+            fewer than `K` groups.
     """
 
     labels: Tensor
@@ -74,16 +75,16 @@ class Groups:
 def group(clusterer: Clusterer, features: Tensor) -> Groups:
     """Runs a clusterer, leaves out dead maps and numbers the groups without gaps.
 
-    A dead map is zero everywhere: to switch it off changes nothing, and it adds nothing to the heat
-    map. `K` is the largest number of groups that an example has, unless the labels lie on another
-    device than the CPU and the clusterer has `n_clusters`: then that is `K`, and nothing is read.
+    A dead map is zero everywhere: switching it off changes nothing, and it adds nothing to the heat
+    map. `K` is the largest number of groups of any example. If the labels are not on the CPU and
+    the clusterer has `n_clusters`, `K` is that number, so that nothing is read from the device.
 
     Args:
         clusterer (Clusterer): From :func:`as_clusterer`.
         features (Tensor): `(N, C, D)`, floating point.
 
     Returns:
-        *Groups*: The labels and their count.
+        *Groups*: The labels, the number of groups and their sizes.
 
     Raises:
         TypeError: If the clusterer does not return an integer tensor.
@@ -95,42 +96,45 @@ def group(clusterer: Clusterer, features: Tensor) -> Groups:
         >>> group(EveryMap(), features).labels
         tensor([[ 0, -1,  1]])
     """
-    n, c = features.shape[:2]
     labels = clusterer(features)
+    _check_labels(labels, features)
+    live = alive(features)
+    labels = torch.where(live.to(labels.device), labels.to(torch.int64).clamp(min=-1), -1)  # (N, C)
+    bound = getattr(clusterer, "n_clusters", None)
+    if labels.device.type == "cpu" or bound is None:
+        if int(labels.max()) >= features.shape[1]:  # any numbers are allowed, huge ones too
+            labels = torch.where(labels < 0, -1, torch.unique(labels, return_inverse=True)[1])
+        labels = _without_gaps(labels, max(1, int(labels.max()) + 1))
+        n_groups = max(1, int(labels.max()) + 1)
+    else:
+        n_groups = int(min(bound, features.shape[1]))
+        labels = _without_gaps(labels, n_groups)
+    labels = labels.to(features.device)
+    return Groups(labels, n_groups, _sizes(labels, n_groups))
+
+
+def _check_labels(labels: Any, features: Tensor) -> None:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         got = f"dtype {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(
             f"`clusterer` must return an integer tensor of labels; got {got}. "
             "Convert with `torch.as_tensor(labels).long()`."
         )
-    if labels.shape != (n, c):
+    if labels.shape != features.shape[:2]:
         raise ValueError(
-            f"`clusterer` must return one label per map, shape {(n, c)}; got shape "
-            f"{tuple(labels.shape)}. It is given features of shape {tuple(features.shape)}."
+            f"`clusterer` must return one label per map, shape {tuple(features.shape[:2])}; got "
+            f"shape {tuple(labels.shape)}. Its input has the shape {tuple(features.shape)}."
         )
-    live = alive(features)
-    labels = torch.where(live.to(labels.device), labels.to(torch.int64).clamp(min=-1), -1)
-    bound = getattr(clusterer, "n_clusters", None)
-    if labels.device.type == "cpu" or bound is None:
-        if int(labels.max()) >= c:  # any numbers will do
-            labels = torch.where(labels < 0, -1, torch.unique(labels, return_inverse=True)[1])
-        labels = _without_gaps(labels, max(1, int(labels.max()) + 1))
-        n_groups = max(1, int(labels.max()) + 1)
-    else:
-        n_groups = int(min(bound, c))
-        labels = _without_gaps(labels, n_groups)
-    labels = labels.to(features.device)
-    return Groups(labels, n_groups, _sizes(labels, n_groups))
 
 
 def numbered(labels: Tensor) -> Groups:
-    """Groups that have their numbers already; reads their count.
+    """Makes groups from labels that are numbered without gaps; reads the largest label.
 
     Args:
         labels (Tensor): int64 `(N, C)`, -1 for no group.
 
     Returns:
-        *Groups*: With these labels.
+        *Groups*: These labels, the number of groups and their sizes.
 
     Example::
 
@@ -143,32 +147,38 @@ def numbered(labels: Tensor) -> Groups:
 
 def alive(features: Tensor) -> Tensor:
     """Which maps are not zero everywhere: bool `(N, C)` for features `(N, C, D)`."""
-    return features.abs().amax(2).ne(0)  # a maximum is several times faster than `any`
+    return features.abs().amax(2).ne(0)  # `amax` is several times faster than `any`
 
 
 def _sizes(labels: Tensor, n_groups: int) -> Tensor:
+    """The number of maps in each group, `(N, K)`; labels of -1 are counted in a column cut off."""
     counts = labels.new_zeros(len(labels), n_groups + 1)
-    return counts.scatter_add_(1, labels + 1, torch.ones_like(labels))[:, 1:]
+    return counts.scatter_add_(1, labels + 1, torch.ones_like(labels))[:, 1:]  # (N, K)
 
 
 def _without_gaps(labels: Tensor, bound: int) -> Tensor:
-    rank = _sizes(labels, bound).gt(0).cumsum(1) - 1
-    return torch.where(labels < 0, -1, rank.gather(1, labels.clamp(min=0)))
+    """The same groups, numbered without gaps; all labels are less than `bound`."""
+    rank = _sizes(labels, bound).gt(0).cumsum(1) - 1  # (N, bound): the new number of each label
+    return torch.where(labels < 0, -1, rank.gather(1, labels.clamp(min=0)))  # (N, C)
 
 
 @dataclass(frozen=True)
 class KMeans:
     """k-means of the raw maps, batched over the examples, on the maps' own device.
 
-    Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007) in blocks: of 12 candidates drawn at
-    a time the best four are taken, one after the other; then come Lloyd's iterations. All examples
-    share the same random draws, so that an example's labels do not depend on its neighbours; no
-    global random state is touched.
+    Centres are chosen by greedy k-means++ (Arthur and Vassilvitskii 2007), several in a step: 12
+    candidates are drawn, and the best four are taken one after the other. Lloyd's iterations
+    follow. All examples share the same random draws, so the labels of one example do not depend on
+    the others in the batch. No global random state is touched.
 
     Args:
-        n_clusters (int, optional): `K`. Fewer distinct maps give fewer groups. Default: 64
-        n_iter (int, optional): Lloyd iterations at most. Default: 4
-        seed (int, optional): Of the random draws. Default: 0
+        n_clusters (int, optional): Number of groups `K`; fewer if there are fewer distinct maps.
+            Default: 64
+        n_iter (int, optional): Largest number of Lloyd iterations. Default: 4
+        seed (int, optional): Seed of the random draws. Default: 0
+
+    Raises:
+        ValueError: If `n_clusters` or `n_iter` is not an int >= 1.
 
     Example::
 
@@ -184,57 +194,43 @@ class KMeans:
     metric: ClassVar[str] = "euclidean"
 
     def __post_init__(self) -> None:
-        _check_count("n_clusters", self.n_clusters)
-        _check_count("n_iter", self.n_iter)
+        check_int("n_clusters", self.n_clusters, 1)
+        check_int("n_iter", self.n_iter, 1)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Labels `(N, C)` for features `(N, C, D)`; dead maps get some label or other."""
+        """Labels `(N, C)` for features `(N, C, D)`; the labels of dead maps mean nothing."""
         features = features.detach()
         c = features.shape[1]
         k = min(self.n_clusters, c)
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(1 + math.ceil((k - 1) / _TAKEN), _CANDIDATES, generator=generator)
+        draws = torch.rand(draws_for(k), generator=generator)
         draws = draws.to(features.device, _at_least_float32(features.dtype))
         lot = max(1, _BYTES // (4 * c * k))
         return torch.cat([self._fit(part, draws, k) for part in features.split(lot)])
 
     def _fit(self, features: Tensor, draws: Tensor, k: int) -> Tensor:
-        live = alive(features).to(draws.dtype)
-        points = features.to(draws.dtype)
-        if self.metric == "cosine":
+        live = alive(features).to(draws.dtype)  # (N, C)
+        points = features.to(draws.dtype)  # (N, C, D)
+        cosine = self.metric == "cosine"
+        if cosine:
             points = F.normalize(points, dim=2)
-        else:  # centred, since large common offsets cost precision in the distances
+        else:  # without their mean, since a large common offset costs the distances precision
             mean = points.sum(1, keepdim=True) / live.sum(1).clamp(min=1)[:, None, None]
             points = (points - mean) * live.unsqueeze(2)
-        centres = _plus_plus(points, live, draws, k)
-        labels = _nearest(points, centres)
-        for _ in range(self.n_iter):
-            centres = self._centres(points, live, labels, centres)
-            previous, labels = labels, _nearest(points, centres)
-            # further steps would change nothing; elsewhere the question costs more than the answer
-            if labels.device.type == "cpu" and torch.equal(labels, previous):
-                break
-        return labels
-
-    def _centres(self, points: Tensor, live: Tensor, labels: Tensor, old: Tensor) -> Tensor:
-        """Means of the groups; an empty group keeps its centre."""
-        n, k, d = old.shape
-        rows = labels + torch.arange(0, n * k, k, device=labels.device).unsqueeze(1)
-        sums = old.new_zeros(n * k, d)  # whole rows, which is several times faster than scattering
-        sums = sums.index_add_(0, rows.flatten(), points.flatten(0, 1)).reshape(n, k, d)
-        counts = old.new_zeros(old.shape[:2]).scatter_add_(1, labels, live).unsqueeze(2)
-        means = F.normalize(sums, dim=2) if self.metric == "cosine" else sums / counts.clamp(min=1)
-        return torch.where(counts > 0, means, old)
+        return k_means(points, live, draws, k, self.n_iter, cosine)
 
 
 @dataclass(frozen=True)
 class CosineKMeans(KMeans):
-    """k-means of the maps' directions (spherical k-means): strength is ignored, only shape counts.
+    """k-means of the maps' directions (spherical k-means): their strength does not count.
 
     Args:
-        n_clusters (int, optional): `K`. Default: 64
-        n_iter (int, optional): Lloyd iterations at most. Default: 4
-        seed (int, optional): Of the random draws. Default: 0
+        n_clusters (int, optional): Number of groups `K`. Default: 64
+        n_iter (int, optional): Largest number of Lloyd iterations. Default: 4
+        seed (int, optional): Seed of the random draws. Default: 0
+
+    Raises:
+        ValueError: If `n_clusters` or `n_iter` is not an int >= 1.
 
     Example::
 
@@ -247,54 +243,19 @@ class CosineKMeans(KMeans):
     metric: ClassVar[str] = "cosine"
 
 
-def _plus_plus(points: Tensor, live: Tensor, draws: Tensor, k: int) -> Tensor:
-    """Greedy k-means++ seeding: of the candidates drawn, those that leave the least distance."""
-    n, c, d = points.shape
-    t = draws.shape[1]
-    squares = points.square().sum(2)
-    rows, turned = points.flatten(0, 1), points.transpose(1, 2)
-    example = torch.arange(n, device=points.device).unsqueeze(1)
-    weights = live  # the first centre is any live map
-    rest = torch.where(live > 0, torch.inf, 0)  # to the nearest centre so far
-    # there are many steps, and each is small: their memory is used again
-    distances = points.new_empty(n, t, c)
-    chosen: list[Tensor] = []
-    for uniform in draws:
-        index = _draw(weights, uniform.expand(n, -1)) + c * example
-        drawn = rows.index_select(0, index.flatten()).reshape(n, t, d)
-        torch.baddbmm(squares.unsqueeze(1), drawn, turned, alpha=-2, out=distances)
-        distances += squares.take(index).unsqueeze(2)
-        for _ in range(min(_TAKEN, k - len(chosen)) if chosen else 1):
-            torch.minimum(distances, rest.unsqueeze(1), out=distances)
-            best = distances.sum(2).argmin(1, keepdim=True)
-            rest = distances.flatten(0, 1).index_select(0, (best + t * example).flatten())
-            chosen.append(index.gather(1, best))
-        weights = rest.clamp(min=0)
-    return rows.index_select(0, torch.cat(chosen, 1).flatten()).reshape(n, k, d)
-
-
-def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Indices `(N, T)` drawn in proportion to `weights` `(N, C)`, given draws from [0, 1)."""
-    total = weights.cumsum(1)
-    index = torch.searchsorted(total, (uniform * total[:, -1:]).contiguous(), right=True)
-    return index.clamp(max=weights.shape[1] - 1)
-
-
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    offset = centres.square().sum(2).unsqueeze(1)
-    return torch.baddbmm(offset, points, centres.transpose(1, 2), alpha=-2).argmin(2)
-
-
 @dataclass(frozen=True)
 class Agglomerative:
     """Hierarchical clustering with SciPy's linkage, exact and deterministic, on the CPU.
 
     Args:
-        n_clusters (int or str, optional): `K`; maps that are equal are never parted. ``"auto"``
-            chooses it for each example by :meth:`Tree.largest_gap`. Default: 64
+        n_clusters (int or str, optional): Number of groups `K`; equal maps always share a group.
+            ``"auto"`` chooses it for each example by :meth:`Tree.largest_gap`. Default: 64
         linkage (str, optional): ``"ward"``, ``"average"`` or ``"complete"``. Default: ``"ward"``
         metric (str, optional): ``"euclidean"`` or ``"cosine"`` (not with Ward).
             Default: ``"euclidean"``
+
+    Raises:
+        ValueError: If an argument is none of these, or Ward's linkage is to use cosine distances.
 
     Example::
 
@@ -310,9 +271,9 @@ class Agglomerative:
 
     def __post_init__(self) -> None:
         if self.n_clusters != "auto":
-            _check_count("n_clusters", self.n_clusters)
-        _check_choice("linkage", self.linkage, ("ward", "average", "complete"))
-        _check_choice("metric", self.metric, ("euclidean", "cosine"))
+            check_int("n_clusters", self.n_clusters, 1, remedy="Or pass 'auto'.")
+        check_choice("linkage", self.linkage, ("ward", "average", "complete"))
+        check_choice("metric", self.metric, ("euclidean", "cosine"))
         if self.linkage == "ward" and self.metric != "euclidean":
             raise ValueError(
                 f"`metric` must be 'euclidean' with Ward's linkage; got {self.metric!r}. "
@@ -324,7 +285,14 @@ class Agglomerative:
         return self.tree(features).cut(self.n_clusters)
 
     def tree(self, features: Tensor) -> Tree:
-        """Joins the maps of each example step by step; the tree can be cut for any `K`."""
+        """Joins the maps of each example into a tree, which can be cut into any number of groups.
+
+        Args:
+            features (Tensor): `(N, C, D)`.
+
+        Returns:
+            *Tree*: One tree per example.
+        """
         from scipy.cluster.hierarchy import linkage
 
         live = alive(features).cpu()
@@ -338,17 +306,25 @@ class Agglomerative:
 
 @dataclass(frozen=True)
 class Tree:
-    """The dendrograms of a batch: one tree per example holds the groups for every `K`."""
+    """The dendrograms of a batch: each example's tree holds its groups for every `K`.
+
+    Attributes:
+        live (Tensor): bool `(N, C)`: which maps are in the trees.
+        merges (list): For each example SciPy's linkage matrix, or None if fewer than two maps live.
+    """
 
     live: Tensor
     merges: list[Any]
 
     def cut(self, n_clusters: int | Literal["auto"]) -> Tensor:
-        """Labels `(N, C)` of at most `n_clusters` groups; dead maps are -1.
+        """Cuts each tree into at most `n_clusters` groups.
 
         Args:
-            n_clusters (int or str): The same for all examples, or ``"auto"`` for what
-                :meth:`largest_gap` says of each.
+            n_clusters (int or str): The same number for all examples, or ``"auto"`` for each
+                example's own number, see :meth:`largest_gap`.
+
+        Returns:
+            *Tensor*: int64 labels `(N, C)`; dead maps are -1.
         """
         from scipy.cluster.hierarchy import fcluster
 
@@ -363,19 +339,18 @@ class Tree:
         return labels
 
     def largest_gap(self, low: int = 8, high: int = 128) -> list[int]:
-        """The number of groups at which the tree's heights part most, for each example.
+        """For each example, the number of groups where the heights of the tree have a gap.
 
-        Of `K` groups the next two would be joined at a height :math:`h_K`, and :math:`h_{K+1}` is
-        that of the join before. The `K` with the largest ratio :math:`h_K / h_{K+1}` is taken. The
-        bounds matter: without them this rule, like the silhouette, finds two groups on nearly all
-        images, which is too few for a heat map.
+        Let :math:`h_K` be the height at which `K` groups become `K - 1`. The rule takes the `K`
+        with the largest ratio :math:`h_K / h_{K+1}`. The bounds matter: without them this rule,
+        like the silhouette, finds two groups on nearly all images, too few for a heat map.
 
         Args:
-            low (int, optional): The smallest number that is considered. Default: 8
-            high (int, optional): The largest. Default: 128
+            low (int, optional): The smallest number of groups. Default: 8
+            high (int, optional): The largest number of groups. Default: 128
 
         Returns:
-            *list[int]*: One number per example; `low` where an example has no more maps.
+            *list[int]*: One number per example; `low` if the example has too few maps to choose.
 
         Example::
 
@@ -385,7 +360,7 @@ class Tree:
         """
         found = []
         for merges in self.merges:
-            heights = [] if merges is None else merges[::-1, 2]  # h_2, h_3, ... from the top
+            heights = [] if merges is None else merges[::-1, 2]  # h_2, h_3, …: from the top
             ratios = {
                 k: heights[k - 2] / max(heights[k - 1], 1e-12 * heights[0])
                 for k in range(max(low, 2), min(high, len(heights)) + 1)
@@ -405,17 +380,20 @@ def _by_first_member(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SklearnClusterer:
-    """Any scikit-learn clusterer, fitted afresh to each example's live maps on the CPU.
+    """Any scikit-learn clusterer; a copy is fitted to the live maps of each example, on the CPU.
 
-    An estimator with a `random_state` of None is given one, so that the labels are reproducible and
-    NumPy's global generator stays untouched. `n_clusters` is lowered where there are fewer maps.
+    An estimator whose `random_state` is None gets `seed` instead, so that labels are reproducible
+    and NumPy's global generator is not used. An `n_clusters` above the number of maps is lowered.
 
     Args:
         estimator (estimator): Anything with `fit_predict`; it is cloned, never fitted itself.
-        noise (str, optional): What becomes of maps that the estimator labels -1 (DBSCAN and its
-            kin): ``"own"`` makes each a group of its own, ``"none"`` leaves them out of the
-            explanation. Default: ``"own"``
+        noise (str, optional): What to do with maps that the estimator labels -1, as DBSCAN does:
+            ``"own"`` makes each of them a group, ``"none"`` leaves them out of the explanation.
+            Default: ``"own"``
         seed (int, optional): The `random_state` for an estimator that has none. Default: 0
+
+    Raises:
+        ValueError: If `noise` is neither of these.
 
     Example::
 
@@ -430,7 +408,7 @@ class SklearnClusterer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("noise", self.noise, ("own", "none"))
+        check_choice("noise", self.noise, ("own", "none"))
 
     def __call__(self, features: Tensor) -> Tensor:
         """Labels `(N, C)` for features `(N, C, D)`."""
@@ -456,7 +434,8 @@ class SklearnClusterer:
         if isinstance(count, int) and count > len(rows):
             estimator.set_params(n_clusters=len(rows))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # equal maps are no mistake
+            # fewer distinct maps than clusters are not the user's mistake
+            warnings.simplefilter("ignore", ConvergenceWarning)
             labels = torch.as_tensor(estimator.fit_predict(rows.numpy())).to(torch.int64)
         if self.noise == "own":
             noise = labels < 0
@@ -466,7 +445,7 @@ class SklearnClusterer:
 
 @dataclass(frozen=True)
 class EveryMap:
-    """Every live map is a group of its own: with the weighting ``"drop"`` this is Ablation-CAM.
+    """Each live map is a group: with the weighting ``"drop"`` this is Ablation-CAM.
 
     Example::
 
@@ -487,7 +466,10 @@ class Contiguous:
     """Neighbouring channels form a group, whatever they show (the default of Group-CAM).
 
     Args:
-        n_clusters (int, optional): `K`; the groups are those of `torch.chunk`. Default: 64
+        n_clusters (int, optional): Number of groups, made as by `torch.chunk`. Default: 64
+
+    Raises:
+        ValueError: If `n_clusters` is not an int >= 1.
 
     Example::
 
@@ -498,7 +480,7 @@ class Contiguous:
     n_clusters: int = 64
 
     def __post_init__(self) -> None:
-        _check_count("n_clusters", self.n_clusters)
+        check_int("n_clusters", self.n_clusters, 1)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Labels `(N, C)` for features `(N, C, D)`."""
@@ -512,10 +494,14 @@ class RandomGroups:
     """Random groups: the null hypothesis of "clustering helps".
 
     Args:
-        n_clusters (int, optional): Number of groups of equal size. Default: 64
-        like (Clusterer, optional): A clusterer whose group sizes are kept while their members are
-            drawn at random; `n_clusters` is then not used. Default: None
-        seed (int, optional): Of the random draws. Default: 0
+        n_clusters (int, optional): Number of groups, all of the same size up to one map.
+            Default: 64
+        like (Clusterer, optional): Takes the sizes of the groups from this clusterer and draws
+            their members at random; `n_clusters` is then not used. Default: None
+        seed (int, optional): Seed of the random draws. Default: 0
+
+    Raises:
+        ValueError: If `n_clusters` is not an int >= 1.
 
     Example::
 
@@ -528,7 +514,7 @@ class RandomGroups:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("n_clusters", self.n_clusters)
+        check_int("n_clusters", self.n_clusters, 1)
         if self.like is not None:
             object.__setattr__(self, "n_clusters", getattr(self.like, "n_clusters", None))
 
@@ -542,10 +528,10 @@ class RandomGroups:
             labels = (rank * total.clamp(max=self.n_clusters)).div(total, rounding_mode="floor")
         else:
             labels = self.like(features).to(features.device, torch.int64)
-        labels = torch.where(live, labels, -1)
+        labels = torch.where(live, labels, -1)  # (N, C)
         keys = torch.rand(c, generator=torch.Generator().manual_seed(self.seed))
         keys = keys.to(features.device).expand_as(live)
-        # the j-th live map in random order takes the label of the j-th live map in channel order
+        # the j-th live map in random order gets the label of the j-th live map in channel order
         order = torch.where(live, keys, 2.0).argsort(1)
         places = (~live).to(torch.int64).argsort(dim=1, stable=True)
         return labels.scatter(1, order, labels.gather(1, places))
@@ -553,12 +539,16 @@ class RandomGroups:
 
 @dataclass(frozen=True, eq=False)
 class GivenLabels:
-    """Labels that are known beforehand: `(C,)` or `(1, C)` for all examples, or `(N, C)`."""
+    """Labels that are known beforehand.
+
+    Args:
+        labels (Tensor): `(C,)` or `(1, C)` for all examples, or `(N, C)`.
+    """
 
     labels: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """The labels, for features `(N, C, D)`."""
+        """The labels, `(N, C)`, for features `(N, C, D)`."""
         n, c = features.shape[:2]
         if self.labels.shape not in {(c,), (1, c), (n, c)}:
             raise ValueError(
@@ -576,22 +566,22 @@ CLUSTERERS: dict[str, Callable[[Any], Clusterer]] = {
     "random": RandomGroups,
     "every-map": lambda n_clusters: EveryMap(),  # noqa: ARG005
 }
-"""Names for :func:`as_clusterer`, each with what makes the clusterer from a number of groups."""
+"""The names that :func:`as_clusterer` knows: each makes a clusterer from a number of groups."""
 
 
 def as_clusterer(
     clusterer: Any, n_clusters: int | Literal["auto"] = 64, seed: int | None = None
 ) -> Clusterer:
-    """Turns all that can be passed as `clusterer` into a clusterer.
+    """Turns whatever can be passed as `clusterer` into a clusterer.
 
     Args:
         clusterer (str, estimator, callable or Tensor): A name (a key of :data:`CLUSTERERS`), a
             scikit-learn estimator, a callable from features `(N, C, D)` to labels `(N, C)`, or the
             labels.
-        n_clusters (int or str, optional): Number of groups, for a name; all else brings its own.
-            ``"auto"`` is for ``"agglomerative"`` only. Default: 64
-        seed (int, optional): Seed, for the name of a clusterer that draws at random.
-            Default: None (the clusterer's own default)
+        n_clusters (int or str, optional): Number of groups if `clusterer` is a name, else ignored.
+            ``"auto"`` works with ``"agglomerative"`` only. Default: 64
+        seed (int, optional): Seed if `clusterer` is the name of one that draws at random, else
+            ignored. Default: None (the clusterer's own default)
 
     Returns:
         *Clusterer*: The clusterer.
@@ -606,14 +596,14 @@ def as_clusterer(
         KMeans(n_clusters=16, n_iter=4, seed=0)
     """
     if isinstance(clusterer, str):
-        _check_choice("clusterer", clusterer, tuple(CLUSTERERS))
+        check_choice("clusterer", clusterer, tuple(CLUSTERERS))
         if n_clusters == "auto" and clusterer != "agglomerative":
             raise ValueError(
-                f"`n_clusters` must be an int for clusterer={clusterer!r}; got 'auto', which needs "
-                "the tree of 'agglomerative'."
+                f"`n_clusters` must be an int for clusterer={clusterer!r}; got 'auto'. Pass "
+                "clusterer='agglomerative', whose tree can be cut at any number."
             )
         if n_clusters != "auto":
-            _check_count("n_clusters", n_clusters)
+            check_int("n_clusters", n_clusters, 1)
         made = CLUSTERERS[clusterer](n_clusters)
         return made if seed is None or not hasattr(made, "seed") else replace(made, seed=seed)  # type: ignore[type-var]
     if isinstance(clusterer, Tensor):
@@ -624,18 +614,8 @@ def as_clusterer(
         return clusterer  # type: ignore[no-any-return]
     raise TypeError(
         "`clusterer` must be a name, a scikit-learn estimator, a callable or a tensor of labels; "
-        f"got {clusterer!r}. Names are {', '.join(CLUSTERERS)}."
+        f"got {clusterer!r}. The names are {', '.join(CLUSTERERS)}."
     )
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an int >= 1; got {value!r}.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -42,18 +42,19 @@ def to_maps(
     """Brings a layer's activations into the form `(N, C, *spatial)`.
 
     Args:
-        activations (Tensor): As the layer gave them, 2 to 5 axes, the batch first.
+        activations (Tensor): The layer's output, 2 to 5 axes, the batch first.
         channel_dim (int): The axis of the maps, not negative.
-        reshape_transform (callable or None): Makes `(N, C, *spatial)` where moving the axis is not
-            enough.
-        layer (nn.Module): The layer, asked whether its features lie on the last axis.
+        reshape_transform (callable or None): Turns the output into `(N, C, *spatial)`, for layers
+            where moving an axis is not enough.
+        layer (nn.Module): The layer; its modules tell whether the last axis holds the features.
         input_ndim (int): Number of axes of the model's input.
 
     Returns:
         *Tensor*: The maps.
 
     Raises:
-        ValueError: If the axes cannot be what `channel_dim` says, so that the map would be wrong.
+        ValueError: If `channel_dim` cannot be the axis of the maps, or the axes of the image are
+            lost and there is no `reshape_transform`.
     """
     shape = tuple(activations.shape)
     if reshape_transform is not None:
@@ -82,7 +83,7 @@ def to_maps(
 
 
 def _features_are_last(layer: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether the layer's own modules say that its output is channels-last."""
+    """Whether the sizes of the layer's own modules say that its output is channels-last."""
     if len(shape) < 3 or shape[1] == shape[-1]:
         return False
     first: set[Any] = set()
@@ -108,22 +109,22 @@ def vit_reshape_transform(
     prefix_tokens: int = 1,
     frames: int | None = None,
 ) -> Tensor:
-    """Turns the tokens of a vision transformer into maps; class and register tokens are dropped.
+    """Turns the tokens of a vision transformer into maps and drops class and register tokens.
 
     Args:
-        tokens (Tensor): `(N, T, C)`, the prefix tokens first, then the patches row by row, those of
-            a video frame by frame.
+        tokens (Tensor): `(N, T, C)`: first the prefix tokens, then the patches row by row; for a
+            video frame by frame.
         height (int, optional): Rows of patches. Default: None (a square grid)
         width (int, optional): Columns of patches. Default: None (a square grid)
-        prefix_tokens (int, optional): Number of tokens that are no patches. Default: 1
-        frames (int, optional): For the patches of a video, how many grids lie one after the other.
+        prefix_tokens (int, optional): Number of tokens before the patches. Default: 1
+        frames (int, optional): Number of frames, each a grid of patches, for a video.
             Default: None (an image)
 
     Returns:
         *Tensor*: `(N, C, height, width)`, for a video `(N, C, frames, height, width)`.
 
     Raises:
-        ValueError: If the number of tokens does not fit the grid.
+        ValueError: If `tokens` has not three axes, or its length does not fit the grid.
 
     Example::
 
@@ -137,7 +138,7 @@ def vit_reshape_transform(
             f"`tokens` must have shape (N, T, C); got {tuple(tokens.shape)}. Leave "
             "`reshape_transform` out for a layer that keeps the axes of the image."
         )
-    patches = tokens[:, prefix_tokens:]
+    patches = tokens[:, prefix_tokens:]  # (N, frames * height * width, C)
     several = frames or 1
     count = patches.shape[1] // several
     if height is None and width is None:
@@ -148,8 +149,8 @@ def vit_reshape_transform(
         grid = f"{height} x {width}" if frames is None else f"{frames} x {height} x {width}"
         raise ValueError(
             f"`tokens` must be {prefix_tokens} prefix tokens and a grid of {grid} "
-            f"patches; got {tokens.shape[1]}. Pass `height`, `width` and `prefix_tokens` of the "
-            "model (and `frames` for a video), for example with functools.partial."
+            f"patches; got {tokens.shape[1]} tokens. Pass `height`, `width` and `prefix_tokens` of "
+            "the model (and `frames` for a video), for example with functools.partial."
         )
     size = (height, width) if frames is None else (frames, height, width)
     return patches.transpose(1, 2).reshape(len(tokens), -1, *size)
@@ -158,7 +159,7 @@ def vit_reshape_transform(
 def swin_reshape_transform(
     tokens: Tensor, height: int | None = None, width: int | None = None
 ) -> Tensor:
-    """Turns the output of a Swin stage, channels last, into maps.
+    """Turns the output of a Swin stage, whose channels are last, into maps.
 
     Args:
         tokens (Tensor): `(N, height, width, C)`, or `(N, T, C)` without prefix tokens.
@@ -167,6 +168,9 @@ def swin_reshape_transform(
 
     Returns:
         *Tensor*: `(N, C, height, width)`.
+
+    Raises:
+        ValueError: If the number of tokens does not fit the grid.
 
     Example::
 
@@ -184,11 +188,11 @@ def build(maps: Tensor, weights: Tensor, relu: bool, sum_maps: bool) -> Tensor:
     Args:
         maps (Tensor): `(N, C, *spatial)`.
         weights (Tensor): `(N, C)`.
-        relu (bool): Whether negative values are set to zero.
-        sum_maps (bool): Whether the weighted maps are summed; else each is kept.
+        relu (bool): Whether negative values become zero.
+        sum_maps (bool): Whether the weighted maps are summed; otherwise all are returned.
 
     Returns:
-        *Tensor*: `(N, 1, *spatial)`, or `(N, C, *spatial)` without the sum; the maps' dtype.
+        *Tensor*: `(N, 1, *spatial)`, or `(N, C, *spatial)` without the sum, in the maps' dtype.
 
     Example::
 
@@ -197,7 +201,7 @@ def build(maps: Tensor, weights: Tensor, relu: bool, sum_maps: bool) -> Tensor:
         tensor([[[0., 2.]]])
     """
     if sum_maps:
-        flat = maps.to(weights.dtype).reshape(*maps.shape[:2], -1)
+        flat = maps.to(weights.dtype).reshape(*maps.shape[:2], -1)  # (N, C, D)
         heat = torch.bmm(weights.unsqueeze(1), flat).reshape(len(maps), 1, *maps.shape[2:])
     else:
         heat = maps * weights.reshape(*weights.shape, *[1] * (maps.ndim - 2))
@@ -205,11 +209,11 @@ def build(maps: Tensor, weights: Tensor, relu: bool, sum_maps: bool) -> Tensor:
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes maps linearly along each axis, corners not aligned, as Captum's `interpolate`.
+    """Resizes maps linearly along each axis, with ``align_corners=False``, as Captum does.
 
     Args:
         maps (Tensor): `(N, C, *spatial)` with one to three spatial axes.
-        size (sequence of int): The spatial size that is needed.
+        size (sequence of int): The new spatial size.
 
     Returns:
         *Tensor*: `(N, C, *size)`.
@@ -238,7 +242,7 @@ def normalize(heatmaps: Tensor) -> Tensor:
         tensor([[0.0000, 1.0000, 0.5000],
                 [0.0000, 0.0000, 0.0000]])
     """
-    flat = heatmaps.flatten(1)
+    flat = heatmaps.flatten(1)  # (N, D)
     low = flat.amin(1, keepdim=True)
     span = flat.amax(1, keepdim=True) - low
     return ((flat - low) / torch.where(span == 0, 1, span)).view_as(heatmaps)

@@ -1,4 +1,4 @@
-"""Layers by name, or the last one with maps: what to explain, and how its output has to be read."""
+"""Finding the layer to explain, by its name or as the last one with maps, and its settings."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from captum_clustered.heatmap import vit_reshape_transform
 
 __all__ = ["TargetLayer", "find_layer", "find_target_layer"]
 
-_MOST_PREFIX_TOKENS = 8
+_MOST_PREFIX_TOKENS = 8  # a class token and a few register tokens
 
 
 @dataclass(frozen=True)
 class TargetLayer:
-    """A layer and how its maps have to be read.
+    """A layer, and how to read its maps.
 
     Attributes:
         layer (nn.Module): The layer.
         name (str): Its dotted name in the model.
         channel_dim (int): The axis of the maps in the layer's output.
-        reshape_transform (callable or None): Turns the output into `(N, C, *spatial)` where it has
-            to be made from tokens.
-        at_input (bool): Whether the maps are the layer's input and not its output, to be passed on
-            as `attribute_to_layer_input`.
+        reshape_transform (callable or None): Turns tokens into `(N, C, *spatial)`; None for a layer
+            whose output already has these axes.
+        at_input (bool): Whether the maps are the layer's input and not its output. Pass it on as
+            `attribute_to_layer_input`.
     """
 
     layer: nn.Module
@@ -44,22 +44,23 @@ class TargetLayer:
 
 
 def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = None) -> TargetLayer:
-    """Finds a layer by its name and says how its output has to be read.
+    """Finds a layer by its name, and how to read its output.
 
     Args:
         model (nn.Module): The model.
         name (str, optional): A dotted name as in ``model.named_modules()``, or ``"auto"`` for
             :func:`find_target_layer`. Default: ``"auto"``
-        inputs (Tensor, optional): An example to run the model on. Default: zeros of shape
-            `(1, 3, 224, 224)`
+        inputs (Tensor, optional): An example to run the model on.
+            Default: None (zeros of shape `(1, 3, 224, 224)`)
 
     Returns:
-        *TargetLayer*: The layer. For tokens of a grid in the proportions of the image,
-        `reshape_transform` drops those that come before the grid (the class token) and makes the
-        grid; for those of a video, a grid for each frame of the first maps.
+        *TargetLayer*: The layer. If its output is tokens, and their number fits a grid with the
+        proportions of the image, `reshape_transform` drops the tokens before the grid (such as the
+        class token) and makes the grid; for a video, one grid for each frame.
 
     Raises:
-        ValueError: If the model has no such layer. The message gives names that are close.
+        ValueError: If the model has no layer of this name (the message lists similar names), or
+            none was found for ``"auto"``.
 
     Example::
 
@@ -83,27 +84,28 @@ def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = Non
     if len(own) == 1:
         found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape))
         return replace(found, name=name) if found else TargetLayer(modules[name], name)
-    return TargetLayer(modules[name], name)  # what is wrong with it, the explainer says
+    return TargetLayer(modules[name], name)  # if it cannot be explained, the explainer says why
 
 
 def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     """Finds the last layer with a spatial output before the classifier.
 
-    For a convolutional network it is the module that finishes last, of those which run once and
-    give maps larger than a point, other than pooling, dropout and the like: ResNet's ``layer4``,
-    VGG's ``features``. Where its output is changed before a pooling module gets it, by a ReLU that
-    serves the whole network or by a function, it is that pooling module's input. For a vision
-    transformer it is the norm before the last attention, since behind that attention a class token
-    no longer depends on the other tokens.
+    - In a convolutional network this is the module that finishes last among those that run once and
+      return maps larger than one pixel. Pooling, dropout and the like do not count. It is
+      ``layer4`` of a ResNet and ``features`` of a VGG.
+    - If something changes these maps before the next pooling module gets them (a ReLU module that
+      the whole network shares, or a function), it is the input of that pooling module.
+    - In a vision transformer it is the norm before the last attention: after that attention the
+      class token no longer depends on the other tokens.
 
-    The model runs once, without gradients and in evaluation mode; afterwards it is as before.
+    The model runs once, without gradients and in evaluation mode; then its modes are restored.
 
     Args:
         model (nn.Module): A model that classifies.
         inputs (Tensor): One or more examples, `(N, C, *spatial)`. Their values do not matter.
 
     Returns:
-        *TargetLayer*: The layer, its name, and how its output has to be read.
+        *TargetLayer*: The layer, its name, and how to read its output.
 
     Raises:
         ValueError: If no layer qualifies.
@@ -114,14 +116,13 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         >>> find_target_layer(resnet18(), torch.zeros(1, 3, 64, 64)).name
         'layer4'
     """
-    if len(inputs) == 1:  # with two, an axis that is not the batch's is told apart
+    if len(inputs) == 1:  # with two examples, an axis of length 1 cannot be taken for the batch
         inputs = inputs.repeat(2, *[1] * (inputs.ndim - 1))
     runs, output = _watch(model, inputs)
     once = {module for module, times in Counter(run.module for run in runs).items() if times == 1}
     once -= {part for run in runs if run.is_attention for part in run.module.modules()}
     last_weights = max((run.begin for run in runs if run.has_weights), default=-1)
     n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
-
     frames = _frames(runs, inputs.shape)
 
     maps: list[tuple[_Run, TargetLayer]] = []
@@ -135,24 +136,24 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         if found.reshape_transform is not None:
             tokens.append((run, found))
         elif not (_channels(run, found) == n_classes and run.end > last_weights):
-            maps, tokens = [(run, found)], []  # unless it is a map per class, as SqueezeNet's
+            maps, tokens = [(run, found)], []  # not the map per class that SqueezeNet ends with
     begun = maps[-1][0].end if maps else -1
     attentions = [run.begin for run in runs if run.is_attention and run.begin > begun]
     best = _among_tokens(tokens, attentions)
-    if best is None and maps and len(attentions) < 2:  # one may be a pooling by attention
+    if best is None and maps and len(attentions) < 2:  # a single one may be attention pooling
         best = _pooled(*maps[-1], runs, once)
     if best is None:
         raise ValueError(
-            "`layer` could not be found: no module that runs once gives maps larger than a point, "
-            "or tokens of a grid, near the end of the model. Name one; model.named_modules() lists "
-            "them."
+            "`layer` could not be found: no module that runs once returns maps larger than one "
+            "pixel, or tokens of a grid, near the end of the model; got an output of "
+            f"{_described(output)}. Pass the name of a layer; model.named_modules() lists them."
         )
     return best
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One call of a module: when it began and finished, and the shape of its output."""
+    """One call of a module: when it began and ended, and the shapes of its input and output."""
 
     module: nn.Module
     name: str
@@ -160,7 +161,7 @@ class _Run:
     end: int
     shape: tuple[int, ...] | None
     input_shape: tuple[int, ...] | None
-    input_from: frozenset[nn.Module]  # the modules that returned this very tensor just before
+    input_from: frozenset[nn.Module]  # the modules that have just returned this very tensor
 
     @property
     def has_weights(self) -> bool:
@@ -173,7 +174,7 @@ class _Run:
 
 
 def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
-    """Runs the model once; returns the calls of its modules in the order they finished."""
+    """Runs the model once; returns the calls of its modules, in the order in which they end."""
     runs: list[_Run] = []
     begun: list[tuple[int, tuple[int, ...] | None, frozenset[nn.Module]]] = []
     clock = count()
@@ -211,12 +212,16 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
     return runs, output
 
 
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _pooled(maps: _Run, found: TargetLayer, runs: list[_Run], once: set[nn.Module]) -> TargetLayer:
-    """The pooling behind the layer if its input is not what the layer gave, else the layer."""
+    """The pooling after the layer, if its input is not the very output of the layer; else that."""
     for run in sorted(runs, key=lambda run: run.begin):
         pools = _is_pooling(run.module) and run.begin > maps.end and run.module in once
         if pools and run.input_shape == maps.shape:
@@ -231,15 +236,16 @@ def _is_pooling(module: nn.Module) -> bool:
 
 
 def _is_plumbing(module: nn.Module) -> bool:
-    """Whether the module only gathers, copies or moves what another module made."""
+    """Whether the module only passes on, pools or reshapes what another module made."""
     kind = type(module).__name__.lower()
     return _is_pooling(module) or "drop" in kind or kind in {"identity", "flatten"}
 
 
 def _frames(runs: list[_Run], inputs: Sequence[int]) -> int | None:
-    """Frames of a video's patches: those of the first maps, since a grid alone does not tell them.
+    """The number of frames of a video's tokens, which is that of the first maps with five axes.
 
-    8 frames of 7 x 7 patches are as many tokens as 2 frames of 14 x 14.
+    It cannot be told from the number of tokens: 8 frames of 7 x 7 patches are as many tokens as 2
+    frames of 14 x 14.
     """
     if len(inputs) == 5:
         for run in runs:
@@ -249,12 +255,12 @@ def _frames(runs: list[_Run], inputs: Sequence[int]) -> int | None:
 
 
 def _read_as(run: _Run, inputs: Sequence[int], frames: int | None) -> TargetLayer | None:
-    """How a call's output is read as maps, or None if it cannot be."""
+    """How to read the output of a call as maps; None if it is neither maps nor tokens."""
     shape = run.shape
     if shape is None or shape[0] != inputs[0]:
         return None
     size = inputs[2:]
-    if len(shape) == len(inputs):
+    if len(shape) == len(inputs):  # maps, with the channels on the second or on the last axis
         spatial = {1: shape[2:], -1: shape[1:-1]}
         channel_dim = min(spatial, key=lambda dim: _distortion(spatial[dim], size))
         if math.prod(spatial[channel_dim]) <= 1:
@@ -276,13 +282,13 @@ def _read_as(run: _Run, inputs: Sequence[int], frames: int | None) -> TargetLaye
 
 
 def _distortion(spatial: Sequence[int], size: Sequence[int]) -> float:
-    """How far from the input's proportions the output's are; 0 if they are the same."""
+    """How much the proportions of the output differ from the input's; 0 if they are the same."""
     scales = [math.log(full / max(part, 1)) for part, full in zip(spatial, size, strict=True)]
     return max(scales) - min(scales)
 
 
 def _grid(n_tokens: int, size: Sequence[int], frames: int) -> tuple[int, int] | None:
-    """The grid of a frame's patches, with the fewest tokens in front of all."""
+    """The grid of the patches of one frame, with as few prefix tokens as possible."""
     for prefix in range(_MOST_PREFIX_TOKENS + 1):
         patches, rest = divmod(n_tokens - prefix, frames)
         if patches < 4:
@@ -292,7 +298,7 @@ def _grid(n_tokens: int, size: Sequence[int], frames: int) -> tuple[int, int] | 
         height = round(math.sqrt(patches * size[0] / size[1]))
         if height and patches % height == 0:
             grid = height, patches // height
-            if _distortion(grid, size) < math.log(1.1):
+            if _distortion(grid, size) < math.log(1.1):  # 10 %, since sizes are rounded to patches
                 return grid
     return None
 
@@ -320,6 +326,6 @@ def _example(model: nn.Module) -> Tensor:
 
 
 def did_you_mean(name: str, names: Iterator[str] | Sequence[str] | Mapping[str, Any]) -> str:
-    """A sentence with the names that are close to one that does not exist, or nothing."""
+    """A sentence with names similar to `name`, or "" if there are none."""
     close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=4, cutoff=0.5)
     return f" Close are: {', '.join(close)}." if close else ""

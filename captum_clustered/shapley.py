@@ -1,4 +1,4 @@
-"""Shapley values of groups: what a group is worth on average, whatever else is switched off."""
+"""Shapley values of groups: the drop of a group, averaged over which others are switched off."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ __all__ = ["Shapley"]
 class Shapley:
     r"""A weighting by Shapley values, estimated from permutations of the groups.
 
-    The groups are switched off one after the other in a random order; what the score loses at each
-    step is counted for the group that went. The mean over orders estimates the Shapley value
-    :math:`\phi_G`, of which the values of all groups add up to what is lost without all of them.
-    Each second order is the one before it reversed (antithetic sampling: Mitchell et al., "Sampling
-    Permutations for Shapley Value Estimation", JMLR 23, 2022). On a head whose drops add up, a
-    single order is exact, and equals the plain drop.
+    The groups are switched off one after the other, in a random order; the loss of score at each
+    step is the value of the group that is switched off there. The mean over several orders
+    estimates the Shapley value :math:`\phi_G`. The values of all groups add up to the drop with all
+    groups switched off. Every second order is the reverse of the one before (antithetic sampling:
+    Mitchell et al., "Sampling Permutations for Shapley Value Estimation", JMLR 23, 2022). If the
+    drops of the groups add up, as before a linear head, one order is exact and gives the plain
+    drop.
 
-    For :class:`captum_clustered.ClusteredLayerAblation`, whose `ablated_scores` are then
-    :math:`S - \phi_G` and whose `standard_errors` say how well :math:`\phi_G` is known. It takes
+    For :class:`captum_clustered.ClusteredLayerAblation`: its `ablated_scores` are then
+    :math:`S - \phi_G`, and its `standard_errors` say how well :math:`\phi_G` is known. It takes
     `n_permutations` times as many evaluations as a plain drop.
 
     Args:
@@ -36,7 +37,11 @@ class Shapley:
             standard error. Default: 8
         weighting (str or callable, optional): How :math:`\phi_G` becomes a weight, as for
             :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"drop_per_map"``
-        seed (int, optional): Of the orders, which all examples share. Default: 0
+        seed (int, optional): Seed of the orders, which all examples share. Default: 0
+
+    Raises:
+        TypeError: If `weighting` is neither a name nor a callable.
+        ValueError: If `n_permutations` is not an even int >= 2, or the name is unknown.
 
     Example::
 
@@ -56,34 +61,35 @@ class Shapley:
         check_int("n_permutations", self.n_permutations, 2)
         if self.n_permutations % 2:
             raise ValueError(
-                f"`n_permutations` must be even, since each second order is the reverse of the one "
-                f"before it; got {self.n_permutations}."
+                f"`n_permutations` must be even; got {self.n_permutations}. Every second order is "
+                "the reverse of the one before, so add or take 1."
             )
         as_weighting(self.weighting)
 
     def __call__(
         self, scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Tensor
     ) -> Tensor:
-        """Weights `(N, K)`, from what :meth:`measure` found."""
+        """Weights `(N, K)`; `ablated_scores` are the scores minus what :meth:`measure` returns."""
         return as_weighting(self.weighting)(scores, ablated_scores, labels, activations)
 
     @property
     def share(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-        """How a group's weight is shared among its maps, None if each carries it."""
+        """How a group's weight is divided among its maps; None if each map carries all of it."""
         return getattr(as_weighting(self.weighting), "share", None)
 
     def measure(
         self, n_groups: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Estimates the values.
+        """Estimates the Shapley values.
 
         Args:
             n_groups (int): `K`.
-            run (callable): From the rank of each group, `(K,)`, to the scores `(N,)` and to the
-                scores without the group of each rank and all before it, `(N, K)`.
+            run (callable): Takes the rank of each group, `(K,)`. Returns the scores, `(N,)`, and
+                for each rank the scores without the groups up to that rank, `(N, K)`.
 
         Returns:
-            *tuple*: The values and their standard errors, `(N, K)` each.
+            *tuple*: The values and their standard errors, `(N, K)` each; the errors are NaN for
+            two orders.
 
         Example::
 
@@ -101,9 +107,9 @@ class Shapley:
             for one in (order, order.flip(0)):
                 rank = one.argsort()
                 scores, ablated = run(rank)
-                lost = torch.cat([scores.unsqueeze(1), ablated[:, :-1]], 1) - ablated
+                lost = torch.cat([scores.unsqueeze(1), ablated[:, :-1]], 1) - ablated  # (N, K)
                 worth.append(lost.index_select(1, rank.to(lost.device)))
-        # an order and its reverse are not independent, pairs are
-        pairs = torch.stack(worth).unflatten(0, (-1, 2)).mean(1)
+        # an order and its reverse are not independent, but the pairs are
+        pairs = torch.stack(worth).unflatten(0, (-1, 2)).mean(1)  # (pairs, N, K)
         errors = pairs.std(0) / math.sqrt(len(pairs)) if len(pairs) > 1 else pairs[0] * math.nan
         return pairs.mean(0), errors

@@ -1,8 +1,8 @@
-"""Intervals for tables: of a mean, of a paired difference between methods, of a rate.
+"""Confidence intervals for tables: of a mean, a paired difference of two methods, a rate.
 
-Images that belong together (frames of one patient) are not independent. Where `cases` says which
-do, whole cases are drawn instead of images. Everything is seeded: the same numbers give the same
-interval.
+Images of one case (frames of one patient) are not independent. If `cases` says which images belong
+together, the bootstrap draws whole cases instead of images. All draws are seeded: the same numbers
+give the same interval.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_clustered._checks import check_choice, check_int, check_number
+
 __all__ = ["Interval", "mean_interval", "paired_difference", "rate_interval", "win_rate"]
 
 _BATCH = 2**22
-"""Numbers that a bootstrap draws at a time."""
+"""How many numbers the bootstrap draws at a time."""
 
 Array = NDArray[np.float64]
 
@@ -29,12 +31,12 @@ class Interval:
     """An estimate with its confidence interval.
 
     Attributes:
-        estimate (float): The value for the data as they are.
-        low (float): Lower end; NaN where there is no telling, as with a single case.
-        high (float): Upper end, likewise.
+        estimate (float): The value of the given data.
+        low (float): Lower end; NaN if it cannot be estimated, as with a single case.
+        high (float): Upper end; NaN if `low` is.
         level (float): The confidence level, such as 0.95.
         n (int): Number of images.
-        n_cases (int): Number of independent cases, `n` where each image is its own.
+        n_cases (int): Number of independent cases; `n` if each image is a case.
         method (str): ``"percentile"``, ``"bca"`` or ``"wilson"``.
 
     Example::
@@ -66,21 +68,21 @@ def mean_interval(
 ) -> Interval:
     """The mean over images with a bootstrap interval.
 
-    With `cases`, whole cases are drawn with replacement, and the mean is that of their images
-    (a cluster bootstrap); the estimate is the mean over images in any way.
+    With `cases`, whole cases are drawn with replacement, and each draw's mean is over the images of
+    its cases (a cluster bootstrap). The estimate is the mean over images in both forms.
 
     Args:
         values (array or Tensor): One number per image, `(n,)`, finite.
-        cases (sequence, optional): To which case each image belongs, `(n,)`.
-            Default: None (each image is its own)
+        cases (sequence, optional): The case of each image, `(n,)`.
+            Default: None (each image is a case)
         level (float, optional): Confidence level, in (0, 1). Default: 0.95
-        method (str, optional): ``"percentile"``, or ``"bca"``, corrected for bias and skewness
+        method (str, optional): ``"percentile"``, or ``"bca"``, which corrects for bias and skewness
             (Efron 1987). Default: ``"percentile"``
         n_resamples (int, optional): Number of draws. Default: 10000
-        seed (int, optional): Of the draws. Default: 0
+        seed (int, optional): Seed of the draws. Default: 0
 
     Returns:
-        *Interval*: NaN at both ends if there are fewer than two cases.
+        *Interval*: The interval; NaN at both ends if there are fewer than two cases.
 
     Raises:
         ValueError: If a value is not finite, or an argument does not fit.
@@ -96,8 +98,7 @@ def mean_interval(
     numbers = _finite("values", values)
     sums, counts = _by_case(numbers, cases)
     _check(level, n_resamples)
-    if method not in ("percentile", "bca"):
-        raise ValueError(f"`method` must be 'percentile' or 'bca'; got {method!r}.")
+    check_choice("method", method, ("percentile", "bca"))
     estimate = float(numbers.mean()) if len(numbers) else math.nan
     low, high = _bootstrap(sums, counts, level, method, n_resamples, seed)
     return Interval(estimate, low, high, level, len(numbers), len(sums), method)
@@ -115,13 +116,14 @@ def paired_difference(
 ) -> Interval:
     """The mean of `first - second` over the same images, with a bootstrap interval.
 
-    Pairing takes out what makes an image hard for both methods; two separate intervals that overlap
-    say nothing about the difference.
+    An image that is hard for both methods cancels out. So the difference can be clear even if the
+    intervals of the two means overlap.
 
     Args:
-        first (array or Tensor): One method's numbers, `(n,)`, finite.
-        second (array or Tensor): The other's on the same images in the same order, `(n,)`, finite.
-        cases (sequence, optional): As for :func:`mean_interval`, like all that follows.
+        first (array or Tensor): The numbers of one method, `(n,)`, finite.
+        second (array or Tensor): The numbers of the other method on the same images, in the same
+            order, `(n,)`, finite.
+        cases (sequence, optional): As for :func:`mean_interval`, like all that follow.
             Default: None
         level (float, optional): Default: 0.95
         method (str, optional): Default: ``"percentile"``
@@ -129,7 +131,7 @@ def paired_difference(
         seed (int, optional): Default: 0
 
     Returns:
-        *Interval*: Below 0 where the first method's numbers are smaller.
+        *Interval*: The difference; negative if the first method's numbers are smaller.
 
     Raises:
         ValueError: If the lengths differ, a value is not finite, or an argument does not fit.
@@ -159,14 +161,15 @@ def rate_interval(
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """A rate, such as the percent increase in confidence, with its interval.
+    """A rate, such as the percentage increase in confidence (PIC), with its interval.
 
-    Independent images: Wilson's score interval, which also has a width where the rate is 0 or 100
-    and a bootstrap would have none. With `cases`: the cluster bootstrap of :func:`mean_interval`.
+    For independent images this is Wilson's score interval, which has a width even if the rate is 0
+    or 100, where a bootstrap has none. With `cases` it is the cluster bootstrap of
+    :func:`mean_interval`.
 
     Args:
-        hits (array or Tensor): 0 or 100 per image, or between for a tie, `(n,)`.
-        cases (sequence, optional): As for :func:`mean_interval`, like all that follows.
+        hits (array or Tensor): 0 or 100 for each image, `(n,)`; a number between counts in part.
+        cases (sequence, optional): As for :func:`mean_interval`, like all that follow.
             Default: None
         level (float, optional): Default: 0.95
         n_resamples (int, optional): For the cluster bootstrap. Default: 10000
@@ -196,7 +199,7 @@ def rate_interval(
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, level, 0, 0, "wilson")
     rate = float(numbers.mean()) / 100
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + level) / 2)  # 1.96 for 95 %
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low, high = (100 * min(max(end, 0.0), 1.0) for end in (centre - half, centre + half))
@@ -208,27 +211,26 @@ def win_rate(
     second: Any,
     *,
     higher_is_better: bool = False,
-    ties: float = 0.0,
     cases: Sequence[Hashable] | None = None,
     level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """How often the first method beats the second one on the same image, in percent.
+    """The percentage of images on which the first method beats the second; a tie is not a win.
 
     Args:
-        first (array or Tensor): One method's numbers, `(n,)`, finite.
-        second (array or Tensor): The other's on the same images in the same order, `(n,)`, finite.
+        first (array or Tensor): The numbers of one method, `(n,)`, finite.
+        second (array or Tensor): The numbers of the other method on the same images, in the same
+            order, `(n,)`, finite.
         higher_is_better (bool, optional): Whether the larger number wins. Default: False
-        ties (float, optional): What a tie counts, between 0 and 1. Default: 0.0
-        cases (sequence, optional): As for :func:`rate_interval`, like all that follows.
+        cases (sequence, optional): As for :func:`rate_interval`, like all that follow.
             Default: None
         level (float, optional): Default: 0.95
         n_resamples (int, optional): Default: 10000
         seed (int, optional): Default: 0
 
     Returns:
-        *Interval*: In percent; as :func:`rate_interval`.
+        *Interval*: In percent, as from :func:`rate_interval`.
 
     Raises:
         ValueError: If the lengths differ, a value is not finite, or an argument does not fit.
@@ -239,25 +241,24 @@ def win_rate(
         50.0
     """
     ours, theirs = _pair(first, second)
-    if not 0 <= ties <= 1:
-        raise ValueError(f"`ties` must lie in [0, 1]; got {ties!r}.")
     won = ours > theirs if higher_is_better else ours < theirs
-    hits = 100 * np.where(ours == theirs, ties, won)
-    return rate_interval(hits, cases=cases, level=level, n_resamples=n_resamples, seed=seed)
+    return rate_interval(100.0 * won, cases=cases, level=level, n_resamples=n_resamples, seed=seed)
 
 
 def _finite(name: str, values: Any) -> Array:
-    """One number per image; a tensor may lie on any device."""
+    """The values as float64 `(n,)`; a tensor may be on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double()
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1:
-        raise ValueError(f"`{name}` must have shape (n,); got {numbers.shape}.")
+        raise ValueError(
+            f"`{name}` must have shape (n,); got {numbers.shape}. Pass one number per image."
+        )
     wrong = int((~np.isfinite(numbers)).sum())
     if wrong:
         raise ValueError(
-            f"`{name}` must be finite; got {wrong} of {len(numbers)} that are not. Decide what "
-            "these images count before averaging."
+            f"`{name}` must be finite; got {wrong} of {len(numbers)} that are not. Decide how to "
+            "count these images before averaging."
         )
     return numbers
 
@@ -266,25 +267,25 @@ def _pair(first: Any, second: Any) -> tuple[Array, Array]:
     ours, theirs = _finite("first", first), _finite("second", second)
     if len(ours) != len(theirs):
         raise ValueError(
-            f"`first` and `second` must be of the same images; got {len(ours)} and {len(theirs)}."
+            f"`first` and `second` must be of the same images; got {len(ours)} and {len(theirs)} "
+            "numbers. Leave out images that only one method has."
         )
     return ours, theirs
 
 
 def _check(level: float, n_resamples: int) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must lie in (0, 1); got {level!r}. Use 0.95 for 95 %.")
-    if not isinstance(n_resamples, int) or n_resamples < 1:
-        raise ValueError(f"`n_resamples` must be an int >= 1; got {n_resamples!r}.")
+    check_number("level", level, above=0, below=1, remedy="Use 0.95 for 95 %.")
+    check_int("n_resamples", n_resamples, 1)
 
 
 def _by_case(numbers: Array, cases: Sequence[Hashable] | None) -> tuple[Array, Array]:
-    """The sum and the number of the images of each case."""
+    """For each case the sum of its images' numbers and the number of its images."""
     if cases is None:
         return numbers, np.ones_like(numbers)
     if len(cases) != len(numbers):
         raise ValueError(
-            f"`cases` must name the case of each of the {len(numbers)} images; got {len(cases)}."
+            f"`cases` must name the case of each of the {len(numbers)} images; got {len(cases)} "
+            "names. Pass one for each image."
         )
     places: dict[Hashable, int] = {}
     index = [places.setdefault(case, len(places)) for case in cases]
@@ -298,7 +299,7 @@ def _bootstrap(
     if len(sums) < 2:
         return math.nan, math.nan
     means = sums / counts
-    if np.all(means == means[0]):  # every draw has the same mean, and BCa divides by their spread
+    if np.all(means == means[0]):  # all draws have the same mean, and BCa divides by their spread
         return float(means[0]), float(means[0])
     from scipy.stats import bootstrap
 

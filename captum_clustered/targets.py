@@ -1,8 +1,8 @@
-"""Target selection: one score per example out of whatever the model returns.
+"""Target selection: from whatever the model returns to one score per example.
 
-Captum's forms are understood (an int, a tuple, a list or tensor with one entry per example); NumPy
-integers, zero-dimensional tensors and tensors of shape ``(N, 1)`` work as well. No value is read
-from a tensor, so that nothing waits for a GPU.
+Captum's forms of a target work (an int, a tuple, a list or tensor with one entry per example), and
+so do NumPy integers, zero-dimensional tensors and tensors of shape ``(N, 1)``. No value is read
+from a tensor on an accelerator, so that nothing has to wait for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
-"""What a caller may pass as ``target``."""
+"""What a caller may pass as ``target``; see :func:`format_target`."""
 
 Score = Literal["softmax", "sigmoid", "identity", "log_odds"] | Callable[[Tensor], Tensor]
 """What a caller may pass as ``score``; see :func:`target_scores`."""
@@ -35,19 +35,19 @@ def format_target(target: Any, n_examples: int) -> Tensor | None:
     """Turns any accepted target into one form.
 
     Args:
-        target (int, tuple, list, Tensor or None): An int or a tuple of ints is one index for all
-            examples; a list of ints, a list of tuples or a tensor of shape `(N,)` or `(N, 1)` has
-            one entry per example; a tensor of one element serves all examples; None means that the
-            model gives one score per example.
+        target (int, tuple, list, Tensor or None): An int, a tuple of ints or a tensor of one
+            element is one index for all examples; a list of ints, a list of tuples or a tensor of
+            shape `(N,)` or `(N, 1)` has one entry per example; None means that the model gives one
+            score per example.
         n_examples (int): The number of examples `N`.
 
     Returns:
-        *Tensor* or *None*: int64 of shape `(N, d)`: for each example its index into the `d` axes of
-        the output behind the batch axis, on the CPU unless the target is a tensor elsewhere. None
-        for ``target=None``.
+        *Tensor* or *None*: int64 `(N, d)`: each example's index into the `d` axes after the batch
+        axis of the output. It is on the target's device if the target is a tensor, else on the CPU.
+        None for ``target=None``.
 
     Raises:
-        TypeError: If the target is of no accepted type.
+        TypeError: If the target has none of these types.
         ValueError: If its length is not the number of examples.
 
     Example::
@@ -69,7 +69,7 @@ def format_target(target: Any, n_examples: int) -> Tensor | None:
         rows = [_indices(entry) for entry in target]
         if len({len(row) for row in rows}) > 1:
             raise ValueError(
-                "`target` must index the same axes for each example; got entries of lengths "
+                "`target` must index the same axes for each example; got tuples of lengths "
                 f"{sorted({len(row) for row in rows})}. Give every tuple the same length."
             )
         return torch.tensor(rows, dtype=torch.int64).view(n_examples, -1)
@@ -103,12 +103,12 @@ def _indices(entry: Any) -> tuple[int, ...]:
     except TypeError:
         raise TypeError(
             "`target` must be an int, a tuple of ints, a list with one of these per example, or an "
-            f"integer tensor; got {entry!r}. Class names have to be looked up first."
+            f"integer tensor; got {entry!r}. Pass the index of a class, not its name."
         ) from None
 
 
 def repeat_target(target: Tensor | None, times: int) -> Tensor | None:
-    """Repeats a formatted target for `times` copies of the batch, one copy after the other."""
+    """Repeats a formatted target for `times` copies of the batch that follow each other."""
     return None if target is None else target.repeat(times, 1)
 
 
@@ -116,13 +116,13 @@ def select(output: Any, target: Tensor | None) -> Tensor:
     """Picks each example's score from the model's output.
 
     Args:
-        output (Tensor, float or int): The model's output. Its first axis is the batch, unless it is
-            a single number for the whole batch.
-        target (Tensor or None): What :func:`format_target` returned.
+        output (Tensor, float or int): The model's output: a tensor whose first axis is the batch,
+            or a single number for the whole batch.
+        target (Tensor or None): The result of :func:`format_target`.
 
     Returns:
-        *Tensor*: Floating point scores of shape `(N,)`, or `(1,)` where the model gives one number
-        for the batch.
+        *Tensor*: Floating point scores, `(N,)`, or `(1,)` if the model gives one number for the
+        whole batch.
 
     Raises:
         TypeError: If the output is not a tensor or a number.
@@ -142,9 +142,21 @@ def select(output: Any, target: Tensor | None) -> Tensor:
             f"`forward_func` must return one tensor; got {type(output).__name__}. Wrap it, for "
             "example `lambda *args: model(*args).logits`."
         )
+    _check_axes(output, target)
+    if target is None:
+        return output.reshape(-1)
+    scores = output  # (N, *axes), one axis less after each step
+    for column in target.to(output.device).unbind(1):
+        index = torch.where(column < 0, column + scores.shape[1], column)  # (N,)
+        index = index.reshape(-1, 1, *[1] * (scores.ndim - 2)).expand(-1, 1, *scores.shape[2:])
+        scores = scores.gather(1, index).squeeze(1)
+    return scores
+
+
+def _check_axes(output: Tensor, target: Tensor | None) -> None:
     if target is None:
         if output.numel() == (output.shape[0] if output.ndim else 1):
-            return output.reshape(-1)
+            return
         raise ValueError(
             "`target` is needed to pick one score per example from an output of shape "
             f"{tuple(output.shape)}; got None. Pass the index of the class to explain."
@@ -157,35 +169,29 @@ def select(output: Any, target: Tensor | None) -> Tensor:
         )
     if axes != target.shape[1]:
         raise ValueError(
-            "`target` must have one index for each axis of the output behind the batch axis; got "
+            "`target` must have one index for each axis of the output after the batch axis; got "
             f"{target.shape[1]} for an output of shape {tuple(output.shape)}. Pass tuples of "
             f"{axes}, or let `forward_func` return one score per class."
         )
-    scores = output
-    for column in target.to(output.device).unbind(1):
-        index = torch.where(column < 0, column + scores.shape[1], column)
-        index = index.reshape(-1, 1, *[1] * (scores.ndim - 2)).expand(-1, 1, *scores.shape[2:])
-        scores = scores.gather(1, index).squeeze(1)
-    return scores
 
 
 def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") -> Tensor:
-    """The score of each image's class.
+    """Turns the logits of each image into the score of its class.
 
     Args:
         output (Tensor, float or int): Logits, `(N, classes)`, or `(N,)` for one score per image.
-        target (Tensor or None): What :func:`format_target` returned.
-        score (str or callable, optional): ``"softmax"`` over the second axis, ``"sigmoid"``,
-            ``"identity"``, ``"log_odds"``, the logarithm of p / (1 - p) for the softmax p, or a
+        target (Tensor or None): The result of :func:`format_target`.
+        score (str or callable, optional): ``"softmax"`` over the second axis; ``"sigmoid"``;
+            ``"identity"``; ``"log_odds"``, which is log(p / (1 - p)) of the softmax p; or a
             callable from logits to scores of the same shape. Default: ``"softmax"``
 
     Returns:
-        *Tensor*: `(N,)`, float64 where the device has it, since the probability of a sure model
-        cannot be told from 1 in float32.
+        *Tensor*: `(N,)`, float64 if the device has it: in float32 the probabilities of a confident
+        model are rounded to 1.
 
     Raises:
-        TypeError: If `score` is neither a name nor callable, or the output no tensor.
-        ValueError: If the name is unknown, or a softmax is asked of one logit.
+        TypeError: If `score` is neither a name nor a callable, or the output is not a tensor.
+        ValueError: If the name is unknown, or the softmax of a single logit is asked for.
 
     Example::
 
@@ -193,7 +199,7 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         >>> target_scores(logits, format_target(1, 2))
         tensor([5.0000e-01, 4.2484e-18], dtype=torch.float64)
     """
-    if not isinstance(output, Tensor):  # one number for the batch; all else is refused there
+    if not isinstance(output, Tensor):  # `select` accepts a number for the batch, nothing else
         output = select(output, None)
     logits = output.float() if output.device.type == "mps" else output.double()
     if score == "softmax":
@@ -210,28 +216,25 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         scores = logits
     elif score == "log_odds":
         scores = _log_odds(logits)
-    elif isinstance(score, str):
-        raise ValueError(
-            f"`score` must be 'softmax', 'sigmoid', 'identity', 'log_odds' or a callable; got "
-            f"{score!r}."
-        )
     elif callable(score):
         scores = score(logits)
     else:
-        raise TypeError(
+        error = ValueError if isinstance(score, str) else TypeError
+        raise error(
             "`score` must be 'softmax', 'sigmoid', 'identity', 'log_odds' or a callable; got "
-            f"{type(score).__name__}."
+            f"{score!r}."
         )
     return select(scores, target)
 
 
 def _log_odds(logits: Tensor) -> Tensor:
-    """Each logit less the log of the sum of the others' exponentials; a single one is log-odds."""
+    """Each logit minus the logsumexp of the others, `(N, classes)`; a single logit as it is."""
     if logits.ndim < 2 or logits.shape[1] < 2:
         return logits
-    top = logits.argmax(1, keepdim=True)
-    total = logits.logsumexp(1, keepdim=True)
-    # all classes but the largest have at most half of the sum, so that nothing cancels
+    top = logits.argmax(1, keepdim=True)  # (N, 1)
+    total = logits.logsumexp(1, keepdim=True)  # (N, 1)
+    # Each class but the largest has at most half of the sum, so that log1p(-share) cancels nothing.
+    # For the largest class the others are summed anew.
     share = (logits - total).exp().scatter(1, top, 0)
     others = total + torch.log1p(-share)
     without_top = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
@@ -239,13 +242,25 @@ def _log_odds(logits: Tensor) -> Tensor:
 
 
 def check_target(output: Any, target: Tensor | None) -> None:
-    """Raises where an index lies outside the output; values are read on the CPU only."""
+    """Raises an error if an index lies outside the output; skips a target on an accelerator.
+
+    Args:
+        output (Tensor, float or int): The model's output.
+        target (Tensor or None): The result of :func:`format_target`.
+
+    Raises:
+        ValueError: If an index lies outside its axis.
+
+    Example::
+
+        >>> check_target(torch.zeros(2, 3), format_target([0, 2], 2))
+    """
     if target is None or target.device.type != "cpu" or not isinstance(output, Tensor):
         return
     for axis, (size, column) in enumerate(zip(output.shape[1:], target.T, strict=False), start=1):
         outside = column[(column < -size) | (column >= size)]
         if len(outside):
             raise ValueError(
-                f"`target` must lie in 0..{size - 1}, the size of the output's axis {axis}; got "
+                f"`target` must lie in 0..{size - 1}, the indices of the output's axis {axis}; got "
                 f"{int(outside[0])}. The output has shape {tuple(output.shape)}."
             )

@@ -1,9 +1,10 @@
 """From score drops to the weights of the groups; sums and shares by group.
 
 A weighting is a function of the scores `(N,)`, the scores without each group `(N, K)`, the labels
-`(N, C)` and the maps `(N, C, *spatial)`; it returns one weight per group, `(N, K)`, which every map
-of the group carries. One whose maps carry different weights has a method `share` besides, from the
-weights `(N, K)`, the labels and the maps to the weight of each map, `(N, C)`.
+`(N, C)` and the maps `(N, C, *spatial)`. It returns one weight per group, `(N, K)`, and each map
+of the group carries that weight. A weighting that gives the maps of a group different weights also
+has a method `share`: from the weights `(N, K)`, the labels and the maps to one weight per map,
+`(N, C)`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from captum_clustered._checks import check_choice
 
 __all__ = [
     "SHARES",
@@ -39,7 +42,7 @@ def drop(scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Te
 
     For a positive score this is equation 1 of Clustered-CAM (Eskandari, Du, AlZoubi, MIDL 2022)
     and, with single maps as groups, the weight of Ablation-CAM (Desai and Ramaswamy, WACV
-    2020). Where the score is negative, dividing by its magnitude keeps the meaning of the sign: a
+    2020). A negative score is divided by its magnitude, which keeps the meaning of the sign: a
     group whose absence lowers the score has a positive weight. A score of zero divides nothing.
 
     Args:
@@ -56,9 +59,9 @@ def drop(scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Te
         >>> drop(torch.tensor([-4.0]), torch.tensor([[-5.0, -3.0]]), None, None)
         tensor([[ 0.2500, -0.2500]])
     """
-    size = scores.abs()
+    size = scores.abs()  # (N,)
     size = torch.where(size == 0, torch.ones_like(size), size)
-    return (scores.unsqueeze(1) - ablated_scores) / size.unsqueeze(1)
+    return (scores.unsqueeze(1) - ablated_scores) / size.unsqueeze(1)  # (N, K)
 
 
 def drop_per_map(
@@ -66,8 +69,8 @@ def drop_per_map(
 ) -> Tensor:
     """The relative drop divided by the number of maps in the group.
 
-    The drop is the joint effect of the group. Given whole to each member, it counts a group of `n`
-    maps `n` times; shared out, the members' weights add up to the drop.
+    The drop is the joint effect of the group. If each of its `n` maps carried the whole drop, it
+    would count `n` times. With this weighting the weights of the maps add up to the drop.
 
     Args:
         scores (Tensor): `(N,)`.
@@ -92,10 +95,10 @@ def drop_per_mass(
 ) -> Tensor:
     r"""The relative drop divided by the group's mass, the sum of its activations.
 
-    The group's heat is :math:`w_G F_G / \sum F_G`, with :math:`F_G` the sum of its maps: the heat
-    of all groups adds up to the sum of their drops. That holds for maps that are nowhere negative.
-    Of others the absolute values are summed, since a mass that cancels to nearly nothing would blow
-    the weight up.
+    With :math:`F_G` the sum of the group's maps, its part of the heat map is
+    :math:`w_G F_G / \sum F_G`, so the whole heat map sums to the sum of the drops. That holds for
+    maps without negative values. The mass of other maps is the sum of their absolute values, since
+    a sum near zero would make the weight huge.
 
     Args:
         scores (Tensor): `(N,)`.
@@ -120,14 +123,14 @@ def drop_per_mass(
 class DropByActivation:
     r"""The relative drop, shared among the maps of the group in proportion to their activation.
 
-    With :math:`a_k` the sum of a map's activations, absolute where they are negative, a map of the
-    group has the weight
+    With :math:`a_k` the sum of the absolute activations of map `k`, each map of the group `G` has
+    the weight
 
     .. math:: w_k = \frac{S - S_G}{|S|} \cdot \frac{a_k}{\sum_{j \in G} a_j}
 
-    Behind average pooling and a linear layer that is what Ablation-CAM gives each map, if the maps
-    of a group weigh the same in the head: of 32 groups the map comes nearer to Ablation-CAM's than
-    with :func:`drop_per_map`. The reading is ours.
+    Before average pooling and a linear layer, this is the weight that Ablation-CAM gives each map,
+    if the maps of a group have equal weights in the linear layer. With 32 groups the heat map is
+    nearer to Ablation-CAM's than with :func:`drop_per_map`. The formula is our own proposal.
 
     Example::
 
@@ -145,7 +148,7 @@ class DropByActivation:
         return drop(scores, ablated_scores, labels, activations)
 
     def share(self, weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
-        """Shares the weights of groups among their maps.
+        """Divides the weight of each group among its maps.
 
         Args:
             weights (Tensor): `(N, K)`.
@@ -153,9 +156,9 @@ class DropByActivation:
             activations (Tensor): `(N, C, *spatial)`.
 
         Returns:
-            *Tensor*: `(N, C)`; those of a group add up to its weight.
+            *Tensor*: `(N, C)`; the weights of a group's maps add up to the group's weight.
         """
-        masses = _flat(activations, weights).abs().sum(2)
+        masses = _flat(activations, weights).abs().sum(2)  # (N, C)
         return by_map(_per_mass(weights, labels, activations), labels) * masses
 
 
@@ -169,9 +172,10 @@ def drop_per_norm(
     r"""The drop divided by the norm of what is switched off, :math:`(S - S_G) / \|A_G\|_2`.
 
     For single maps this is the first weight of Ablation-CAM (Desai and Ramaswamy, WACV 2020): the
-    slope of the score along the way from the map to zero. The authors replaced the norm by the
-    score in their experiments, see :func:`drop`. :math:`A_G` are all values of the group's maps,
-    so that the norm is the length of that way for a group as well; this reading is ours.
+    slope of the score on the straight line from the map to zero. In their experiments the authors
+    used the score in place of the norm, see :func:`drop`. :math:`A_G` are all values of the group's
+    maps, so that the norm is the length of that line for a group as well. The paper has no groups;
+    this extension is ours.
 
     Args:
         scores (Tensor): `(N,)`.
@@ -180,7 +184,7 @@ def drop_per_norm(
         activations (Tensor): `(N, C, *spatial)`.
 
     Returns:
-        *Tensor*: `(N, K)`, in units of the score per unit of activation. A norm of zero gives zero.
+        *Tensor*: `(N, K)`, in units of score per unit of activation; 0 where the norm is 0.
 
     Example::
 
@@ -189,8 +193,8 @@ def drop_per_norm(
         >>> drop_per_norm(torch.tensor([4.0]), torch.tensor([[2.0, 3.0]]), labels, maps)
         tensor([[0.4000, 0.5000]])
     """
-    drops = scores.unsqueeze(1) - ablated_scores
-    squares = _flat(activations, drops).square().sum(2)
+    drops = scores.unsqueeze(1) - ablated_scores  # (N, K)
+    squares = _flat(activations, drops).square().sum(2)  # (N, C)
     return _divide(drops, sum_by_group(squares, labels, drops.shape[1]).sqrt())
 
 
@@ -217,7 +221,7 @@ def sum_by_group(values: Tensor, labels: Tensor, n_groups: int) -> Tensor:
 
     Args:
         values (Tensor): `(N, C, *rest)`.
-        labels (Tensor): int64 `(N, C)`; what is labelled -1 is left out.
+        labels (Tensor): int64 `(N, C)`; values labelled -1 are left out.
         n_groups (int): `K`, more than any label.
 
     Returns:
@@ -228,13 +232,14 @@ def sum_by_group(values: Tensor, labels: Tensor, n_groups: int) -> Tensor:
         >>> sum_by_group(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([[1, 0, 1, -1]]), 3)
         tensor([[2., 5., 0.]])
     """
+    # the first row takes the values labelled -1 and is cut off
     sums = values.new_zeros(len(values), n_groups + 1, *values.shape[2:])
     places = (labels + 1).reshape(*labels.shape, *[1] * (values.ndim - 2)).expand_as(values)
     return sums.scatter_add_(1, places, values)[:, 1:]
 
 
 def by_map(weights: Tensor, labels: Tensor) -> Tensor:
-    """Hands each map the weight of its group.
+    """Gives each map the weight of its group.
 
     Args:
         weights (Tensor): `(N, K)`.
@@ -261,7 +266,7 @@ def _per_map(weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
 
 
 def _per_mass(weights: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
-    masses = _flat(activations, weights).abs().sum(2)
+    masses = _flat(activations, weights).abs().sum(2)  # (N, C)
     return _divide(weights, sum_by_group(masses, labels, weights.shape[1]))
 
 
@@ -270,14 +275,16 @@ SHARES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "map": _per_map,
     "mass": _per_mass,
 }
-"""How a group's weight is shared among its maps: whole to each, equally, or by activation."""
+"""What each map of a group carries: the whole weight, an equal part, or a part by activation."""
 
 
 def _flat(activations: Tensor, like: Tensor) -> Tensor:
+    """The maps as rows, `(N, C, D)`, in the dtype of `like`."""
     return activations.to(like.dtype).reshape(*activations.shape[:2], -1)
 
 
 def _divide(weights: Tensor, by: Tensor) -> Tensor:
+    """`weights / by`, and 0 where `by` is 0."""
     return torch.where(by > 0, weights / torch.where(by > 0, by, 1), 0)
 
 
@@ -301,7 +308,7 @@ def as_weighting(weighting: Any) -> Weighting:
 
     Raises:
         ValueError: If the name is unknown.
-        TypeError: If `weighting` is neither.
+        TypeError: If `weighting` is neither a name nor a callable.
 
     Example::
 
@@ -309,14 +316,11 @@ def as_weighting(weighting: Any) -> Weighting:
         True
     """
     if isinstance(weighting, str):
-        if weighting not in WEIGHTINGS:
-            raise ValueError(
-                f"`weighting` must be one of {', '.join(WEIGHTINGS)}, or a callable; "
-                f"got {weighting!r}."
-            )
+        check_choice("weighting", weighting, tuple(WEIGHTINGS), "Or pass a callable.")
         return WEIGHTINGS[weighting]
     if callable(weighting):
         return weighting  # type: ignore[no-any-return]
     raise TypeError(
-        f"`weighting` must be one of {', '.join(WEIGHTINGS)}, or a callable; got {weighting!r}."
+        f"`weighting` must be a name or a callable; got {weighting!r}. The names are "
+        f"{', '.join(WEIGHTINGS)}."
     )

@@ -24,9 +24,11 @@ FOLDER = Path(captum_clustered.__file__).parent
 # __init__ stands where it is listed, as "".
 ORDER = [
     "_checks",
+    "_warn",
     "_files",
     "_notebook",
     "_pictures",
+    "_kmeans",
     "targets",
     "heatmap",
     "statistics",

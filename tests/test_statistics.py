@@ -186,7 +186,6 @@ def test_small_rates():
 def test_win_rate_by_hand():
     first, second = [1.0, 2.0, 3.0, 9.0], [2.0, 4.0, 3.0, 1.0]
     assert win_rate(first, second).estimate == 50
-    assert win_rate(first, second, ties=0.5).estimate == 62.5
     assert win_rate(first, second, higher_is_better=True).estimate == 25
     assert win_rate(first, second) == rate_interval([100.0, 100.0, 0.0, 0.0])
     by_case = win_rate(first, second, cases=[0, 0, 1, 1], **FEW)
@@ -202,7 +201,7 @@ def test_win_rate_by_hand():
     [
         ([1.0, math.nan, math.inf], {}, "must be finite; got 2 of 3 that are not"),
         ([[1.0]], {}, r"must have shape \(n,\); got \(1, 1\)"),
-        ([1.0, 2.0], {"level": 95}, r"`level` must lie in \(0, 1\); got 95"),
+        ([1.0, 2.0], {"level": 95}, "`level` must be a number > 0 and < 1; got 95"),
         ([1.0, 2.0], {"n_resamples": 0}, "`n_resamples` must be an int >= 1; got 0"),
         ([1.0, 2.0], {"cases": ["a"]}, "the case of each of the 2 images; got 1"),
     ],
@@ -213,14 +212,12 @@ def test_wrong_arguments(function, values, options, message):
 
 
 def test_more_wrong_arguments():
-    with pytest.raises(ValueError, match="`method` must be 'percentile' or 'bca'; got 'basic'"):
+    with pytest.raises(ValueError, match="`method` must be one of .*'bca'; got 'basic'"):
         mean_interval([1.0, 2.0], method="basic")
     with pytest.raises(ValueError, match="of the same images; got 2 and 1"):
         paired_difference([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match=r"`hits` must lie in \[0, 100\]; got values from -1 to 3"):
         rate_interval([-1.0, 3.0])
-    with pytest.raises(ValueError, match=r"`ties` must lie in \[0, 1\]; got 2"):
-        win_rate([1.0], [2.0], ties=2)
 
 
 def test_an_interval_reads_well():

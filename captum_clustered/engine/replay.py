@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captum_clustered._checks import warn
+from captum_clustered._warn import warn
 from captum_clustered.engine.calls import Call, LayerIO, flatten
 from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.model import borrowed, chunks, fitting

@@ -17,7 +17,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_clustered._checks import warn
+from captum_clustered._warn import warn
 from captum_clustered.clustering import Clusterer, Groups, group
 from captum_clustered.engine.calls import LayerIO
 from captum_clustered.engine.capture import FirstPass, capture

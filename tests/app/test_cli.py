@@ -398,7 +398,7 @@ def test_a_full_disk_leaves_whole_files_only(folder, monkeypatch):
         (["--target", "cat"], "'top' for a model without class names; got 'cat'."),
         (["--checkpoint", "gone.pth"], "`checkpoint` must be a file; got gone.pth, which does not"),
         (["--checkpoint", "cat.png"], "torch.load reads with weights_only=True; got cat.png ("),
-        (["--clusterer", "kmean"], "`clusterer` must be one of kmeans, cosine"),
+        (["--clusterer", "kmean"], "`clusterer` must be one of 'kmeans', 'cosine'"),
         (["--weighting", "dorp"], "`weighting` must be one of"),
         (["--weights", "best"], "`weights` must be one of 'default', 'none'; got 'best'."),
         (["--device", "tpu"], "`device` must be one of auto, cpu, cuda; got 'tpu'."),

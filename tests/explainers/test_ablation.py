@@ -309,11 +309,11 @@ def test_the_result_is_detached_and_of_the_maps_dtype():
             "`replay` must be one of 'auto', 'suffix', 'full'; got 'fast'",
         ),
         ({"channel_dim": 0}, ValueError, "`channel_dim` must be an int other than 0"),
-        ({"clusterer": "kmean"}, ValueError, "`clusterer` must be one of kmeans, .* got 'kmean'"),
+        ({"clusterer": "kmean"}, ValueError, "`clusterer` must be one of .kmeans., .* got 'kmean'"),
         ({"clusterer": 3}, TypeError, "`clusterer` must be a name, .* got 3"),
         ({"n_clusters": 0}, ValueError, "`n_clusters` must be an int >= 1; got 0"),
-        ({"weighting": "size"}, ValueError, "`weighting` must be one of drop, .* got 'size'"),
-        ({"weighting": 1.0}, TypeError, "`weighting` must be one of drop, .* got 1.0"),
+        ({"weighting": "size"}, ValueError, "`weighting` must be one of .drop., .* got 'size'"),
+        ({"weighting": 1.0}, TypeError, "`weighting` must be a name or a callable; got 1.0"),
     ],
 )
 def test_bad_settings_are_refused(arguments, error, message):

@@ -593,7 +593,7 @@ def test_a_model_of_one_logit():
         ),
         (LayerScoreCam, {"temperature": "1"}, ValueError, "`temperature` must be .* got '1'"),
         (LayerScoreCam, {"masked_input": -1}, ValueError, "`masked_input` must be an int >= 0"),
-        (LayerScoreCam, {"clusterer": "kmean"}, ValueError, "`clusterer` must be one of kmeans,"),
+        (LayerScoreCam, {"clusterer": "kmean"}, ValueError, "`clusterer` must be one of .kmeans.,"),
         (LayerGroupCam, {"percentile": 100}, ValueError, r"`percentile` must lie in \[0, 100\)"),
         (LayerGroupCam, {"percentile": "70"}, ValueError, r"`percentile` must .* got '70'"),
         (LayerGroupCam, {"n_clusters": 0}, ValueError, "`n_clusters` must be an int >= 1; got 0"),

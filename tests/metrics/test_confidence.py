@@ -440,7 +440,7 @@ def test_wrong_score(network):
     images, heatmaps = torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8)
     with pytest.raises(ValueError, match="or a callable; got 'probability'"):
         average_drop(network, images, heatmaps, score="probability")
-    with pytest.raises(TypeError, match="or a callable; got NoneType"):
+    with pytest.raises(TypeError, match="or a callable; got None"):
         average_drop(network, images, heatmaps, score=None)
 
 

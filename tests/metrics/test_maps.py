@@ -260,7 +260,7 @@ def test_wrong_fill(fill, error, message):
         (lambda: Black((0.5, 0.5), (1.0, 1.0, 1.0)), "one entry for each channel"),
         (lambda: Black(0.5, 0), "`std` must not be 0; got 0"),
         (lambda: Blur(4), "`kernel_size` must be an odd int >= 1; got 4"),
-        (lambda: Blur(5, 0.0), "`sigma` must be > 0; got 0.0"),
+        (lambda: Blur(5, 0.0), "`sigma` must be a number > 0; got 0.0"),
     ],
 )
 def test_wrong_values(make, message):
