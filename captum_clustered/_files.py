@@ -93,3 +93,17 @@ def require(module: str, extra: str, purpose: str) -> Any:
         raise ImportError(
             f"{module} is needed {purpose}; pip install 'captum-clustered[{extra}]'", name=module
         ) from error
+
+
+def check_file(name: str, path: Path) -> None:
+    """Raises where `path` is no file; `name` begins the message."""
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise ValueError(f"{name} must be a file; got {path}, which {what}.")
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: its type and the first line of its message."""
+    text = str(error).strip()
+    kind = type(error).__name__
+    return f"{kind}: {text.splitlines()[0].rstrip('.')}" if text else kind

@@ -1,340 +1,352 @@
-"""What the command line finds out about images; functions that return data and write nothing."""
+"""The command `explain`: images through one or more methods, side by side."""
 
 from __future__ import annotations
 
-import math
 import platform
+import re
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from captum_clustered.clustering import Agglomerative, as_clusterer
+from captum_clustered._files import make_folder, require
+from captum_clustered.app.errors import USER_ERROR, is_the_users, one_line, report
+from captum_clustered.app.levels import highest_classes, other_levels, shown_on_page
+from captum_clustered.app.write import unique_stems, write_explanation
+from captum_clustered.evaluation.job import find_methods, prepare_choices
+from captum_clustered.evaluation.plan import Choices
+from captum_clustered.evaluation.variants import (
+    OWN,
+    Method,
+    Variant,
+    make_explainer,
+    named,
+    title_of,
+    variants,
+)
 from captum_clustered.explainers.ablation import ClusteredLayerAblation
-from captum_clustered.explainers.results import ClusteredAttribution
-from captum_clustered.heatmap import enlarge, normalize
-from captum_clustered.layers import TargetLayer, find_layer
-from captum_clustered.models import LoadedModel, load, read_image, resolve_target
-from captum_clustered.models.medical import is_dicom, is_volume, read_dicom, read_volume
+from captum_clustered.explainers.results import Attribution, ClusteredAttribution
+from captum_clustered.heatmap import scaled
+from captum_clustered.methods import METHODS
+from captum_clustered.models.images import read_picture
+from captum_clustered.models.medical import is_dicom
+from captum_clustered.models.prepared import Prepared, find_device
 from captum_clustered.page.image import ClassScore
-from captum_clustered.visualization import describe
-from captum_clustered.weighting import as_weighting
 
 __all__ = [
-    "DEMO_ROUNDS",
-    "Demo",
+    "Explained",
     "Explainer",
     "Explanation",
-    "Picture",
-    "Settings",
-    "demo_photographs",
-    "describe_demo",
-    "example_of",
+    "Panel",
+    "explain_all",
     "explain_image",
-    "prepare",
-    "read_picture",
-    "run_demo",
+    "prepare_explainer",
+    "spatial",
     "versions",
 ]
 
-DEMO_ROUNDS = 5
-"""How often the demo times each method."""
+# --- the command ----------------------------------------------------------------------------------
 
-_LEVELS = (2, 4, 8, 16, 32, 64, 128)  # numbers of groups beside the one that was asked for
-_CLASSES = 5
+
+def explain_all(
+    images: Sequence[Path],
+    choices: Choices,
+    *,
+    dicom: bool = False,
+    keep_identifiers: bool = False,
+    debug: bool = False,
+) -> int:
+    """Explains images and writes what was found into the folder of the choices.
+
+    Args:
+        images (sequence of Path): The files.
+        choices (Choices): All that can be chosen.
+        dicom (bool, optional): Whether to save the overlay as DICOM too. Default: False
+        keep_identifiers (bool, optional): Whether that names patient and study. Default: False
+        debug (bool, optional): Whether to print the traceback of every error. Default: False
+
+    Returns:
+        *int*: The exit code: 0, 2 if an image could not be explained for a reason of the user's, 1
+        if there was any other error.
+
+    Raises:
+        ValueError: If a choice does not fit.
+        ImportError: If a package is missing.
+    """
+    _check(images, choices, dicom, keep_identifiers)
+    explainer = prepare_explainer(choices, images)
+    make_folder(choices.out, "out")
+    if explainer.prepared.has_random_weights:
+        report("the weights are random, so the pictures mean nothing", "warning")
+    write = partial(
+        write_explanation,
+        out=choices.out,
+        html=choices.html,
+        dicom=dicom,
+        keep_identifiers=keep_identifiers,
+    )
+    return _each(explainer, images, write, debug)
+
+
+def _check(images: Sequence[Path], choices: Choices, dicom: bool, keep_identifiers: bool) -> None:
+    if choices.html:
+        require("jinja2", "html", "to write HTML pages")
+    if dicom:
+        require("pydicom", "dicom", "to write DICOM")
+    if keep_identifiers and not dicom:
+        raise ValueError("`--dicom-identifiers` must come with --dicom; it came alone.")
+    strangers = [path for path in images if not is_dicom(path)] if keep_identifiers else []
+    if strangers:
+        raise ValueError(
+            f"`--dicom-identifiers` must have DICOM files as images; got {strangers[0]}."
+        )
+
+
+def _each(explainer: Explainer, images: Sequence[Path], write: Any, debug: bool) -> int:
+    from tqdm import tqdm
+
+    code = 0
+    with tqdm(total=len(images), unit="image", disable=len(images) < 2, file=sys.stderr) as bar:
+        for path, stem in zip(images, unique_stems(images), strict=True):
+            try:
+                explanation = explain_image(explainer, path, levels=explainer.choices.html)
+                overlay = write(explanation, stem=stem)
+            except Exception as error:  # the other images may be good
+                users = is_the_users(error)
+                code = code if code == 1 else (USER_ERROR if users else 1)
+                if debug or not users:
+                    bar.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
+                line = one_line(error) if users else f"{type(error).__name__}: {one_line(error)}"
+                line = line if str(path) in line else f"{path}: {line}"
+                bar.write(f"captum-clustered: error: {line}", file=sys.stderr)
+            else:
+                bar.write(f"{path}: {explanation.title}, see {overlay}", file=sys.stdout)
+            bar.update()
+    return code
+
+
+# --- what is found out ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What can be chosen for an explanation, in the words of the command line."""
+class Panel:
+    """A variant of a method, ready for images.
 
-    model: str
-    layer: str = "auto"
-    target: str = "top"
-    clusters: int = 64
-    clusterer: str = "kmeans"
-    weighting: str = "drop_per_map"
-    checkpoint: Path | None = None
-    weights: str = "default"
-    device: str = "auto"
-    seed: int = 0
+    Attributes:
+        variant (Variant): Which.
+        method (Method): From the registry or from outside.
+        explainer (LayerAttribution): What the method made.
+        name (str): Part of the files' names.
+        title (str): Stands above its heat map.
+    """
+
+    variant: Variant
+    method: Method
+    explainer: Any
+    name: str
+    title: str
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether its results have groups that a page can show."""
+        return isinstance(self.explainer, ClusteredLayerAblation)
 
 
 @dataclass(frozen=True)
 class Explainer:
-    """A model, a layer and a class that belong together; ready for images."""
+    """A model, its layer, methods and a class, ready for images.
 
-    settings: Settings
-    loaded: LoadedModel
-    layer: TargetLayer
-    cam: ClusteredLayerAblation
-    device: str
-    target: int | None  # None for the top class of each image
+    Attributes:
+        choices (Choices): What it was made from.
+        prepared (Prepared): The model with its layer.
+        panels (tuple[Panel, ...]): The methods that stand side by side.
+        target (int or None): The class; None for the one that is predicted.
+    """
+
+    choices: Choices
+    prepared: Prepared
+    panels: tuple[Panel, ...]
+    target: int | None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What one method says of one image.
+
+    Attributes:
+        panel (Panel): The method.
+        result (Attribution): What it returned.
+        heatmap (array): float32 `(H, W)` in [0, 1]; of a volume `(D, H, W)`.
+        record (dict): What the record says of it, beside what the result itself says.
+    """
+
+    panel: Panel
+    result: Attribution
+    heatmap: np.ndarray
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one image gave, before anything is written."""
+    """What is known of one image before anything is written.
 
-    image: np.ndarray  # (H, W, 3) in [0, 1]; of a volume (D, H, W, 3)
-    heatmap: np.ndarray  # (H, W) in [0, 1], float32; of a volume (D, H, W)
-    map: np.ndarray  # (h, w), float32; of a volume (d, h, w)
+    Attributes:
+        image (array): `(H, W, 3)` in [0, 1]; of a volume `(D, H, W, 3)`.
+        found (tuple[Explained, ...]): What each method says.
+        title (str): The class and its probability.
+        record (dict): What the record says of the image.
+        path (Path): The file.
+        frame (int): The frame of a DICOM file.
+        classes (tuple[ClassScore, ...]): The highest classes, and the one that is explained.
+        shown (Explained or None): What the page shows: Clustered-CAM, or the first method with
+            groups.
+        levels (mapping): Its results by the number of groups.
+        level (int): Which of them was asked for.
+    """
+
+    image: np.ndarray
+    found: tuple[Explained, ...]
     title: str
     record: dict[str, Any]
     path: Path
     frame: int = 1
-    classes: tuple[ClassScore, ...] = ()  # the highest, and the one that is explained
-    levels: Mapping[int, ClusteredAttribution] = field(default_factory=dict)  # by number of groups
+    classes: tuple[ClassScore, ...] = ()
+    shown: Explained | None = None
+    levels: Mapping[int, ClusteredAttribution] = field(default_factory=dict)
+    level: int = 0
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What a file holds: an image, or a volume of three dimensions."""
-
-    pixels: Image.Image | np.ndarray  # a volume is (D, H, W) or (C, D, H, W)
-    frames: int = 1
-    is_dicom: bool = False
-
-    @property
-    def size(self) -> dict[str, int]:
-        """Its axes by name."""
-        if isinstance(self.pixels, np.ndarray):
-            return dict(zip(("depth", "height", "width"), self.pixels.shape[-3:], strict=True))
-        return {"width": self.pixels.width, "height": self.pixels.height}
-
-
-def read_picture(path: Path, frame: int = 1) -> Picture:
-    """Reads an image, a frame of a DICOM file, or a volume, by what the file is.
-
-    Args:
-        path (Path): The file.
-        frame (int, optional): Which frame of a DICOM file, from 1. Default: 1
-
-    Returns:
-        *Picture*: What is in it.
-
-    Raises:
-        ValueError: If it cannot be read, or has no such frame.
-        ImportError: If a package is missing.
-    """
-    if is_dicom(path):
-        image, frames = read_dicom(path, frame)
-        return Picture(image, frames, is_dicom=True)
-    if frame != 1:
-        raise ValueError(f"`frame` must be 1 for a file that is not DICOM; got {frame} for {path}.")
-    return Picture(read_volume(path) if is_volume(path) else read_image(path))
-
-
-def example_of(paths: Sequence[Path]) -> np.ndarray | None:
-    """An empty volume as large as the first that can be read; None where the files are images.
-
-    Raises:
-        ValueError: If there are images and volumes, which no model takes both.
-    """
-    volumes = [path for path in paths if is_volume(path)]
-    if volumes and len(volumes) < len(paths):
-        other = next(path for path in paths if not is_volume(path))
-        raise ValueError(f"images must be all volumes or none; got {volumes[0]} and {other}.")
-    for i, path in enumerate(volumes):
-        try:
-            return np.zeros_like(read_volume(path))
-        except ValueError:
-            if i == len(volumes) - 1:
-                raise
-    return None
-
-
-def prepare(settings: Settings, example: np.ndarray | None = None) -> Explainer:
+def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explainer:
     """Loads the model and settles all that does not depend on an image.
 
     Args:
-        settings (Settings): The wishes.
-        example (array, optional): A volume of the size to come. Default: None (a blank image)
+        choices (Choices): What was chosen.
+        images (sequence of Path, optional): The files to come; the first volume among them tells
+            the size of the input. Default: ()
 
     Returns:
-        *Explainer*: The model on its device, and an explainer for it.
+        *Explainer*: The model on its device, with an explainer for each variant.
 
     Raises:
-        ValueError: If a wish cannot be fulfilled.
+        ValueError: If a choice does not fit.
         ImportError: If a package is missing.
     """
-    clusterer = as_clusterer(settings.clusterer, settings.clusters, settings.seed)
-    as_weighting(settings.weighting)  # a wrong name shows before a model is downloaded
-    device = _device(settings.device)
-    loaded = load(settings.model, settings.checkpoint, settings.weights)
-    loaded.model.to(device)
-    # a blank image tells the size of the input, the layers that run and the number of classes
-    blank = Image.new("RGB", (256, 256)) if example is None else example
-    x = _input(loaded, blank, device)
-    layer = find_layer(loaded.model, settings.layer, x)
-    with torch.no_grad():
-        scores = _scores(loaded, x)
-    target = None
-    if settings.target != "top":
-        target = resolve_target(settings.target, scores, loaded.class_names)
-    cam = ClusteredLayerAblation(
-        loaded.model,
-        layer.layer,
-        clusterer=clusterer,
-        weighting=settings.weighting,
-        channel_dim=layer.channel_dim,
-        reshape_transform=layer.reshape_transform,
-    )
-    return Explainer(settings, loaded, layer, cam, device, target)
+    if choices.target == "given":
+        raise ValueError(
+            "`target` must be predicted, an index or a name where no data say the class; got given."
+        )
+    methods = find_methods(choices.methods, METHODS)
+    wanted = variants(choices, methods)
+    prepared = prepare_choices(choices, images, find_device(choices.device))
+    target = None if choices.target == "predicted" else prepared.target(choices.target)
+    mask_fill = None if choices.mask_fill == OWN else prepared.fill(choices.mask_fill, "mask_fill")
+    panels = []
+    for v in wanted:
+        method = methods[v.method]
+        explainer = make_explainer(
+            v, method, prepared, clusterer=choices.clusterer, seed=choices.seed, mask_fill=mask_fill
+        )
+        panels.append(Panel(v, method, explainer, *_names(v, wanted)))
+    if choices.html and not any(panel.has_groups for panel in panels):
+        raise ValueError(
+            "`html` must come with a method whose groups can be shown, such as clustered-cam; got "
+            f"{', '.join(choices.methods)}."
+        )
+    return Explainer(choices, prepared, tuple(panels), target)
 
 
-def explain_image(
-    explainer: Explainer, path: Path, *, frame: int = 1, levels: bool = False
-) -> Explanation:
-    """Explains one image file.
+def _names(variant: Variant, all_variants: Sequence[Variant]) -> tuple[str, str]:
+    """Of a variant, what the files and the picture call it; a method's name where that will do."""
+    alone = sum(other.method == variant.method for other in all_variants) == 1
+    shown = Variant(variant.method) if alone else variant
+    name = re.sub(r"[^\w.-]+", "-", str(shown).replace("=", ""))
+    return name, title_of(shown)
+
+
+def explain_image(explainer: Explainer, path: Path, *, levels: bool = False) -> Explanation:
+    """Explains one image file by each method.
 
     Args:
-        explainer (Explainer): From :func:`prepare`.
+        explainer (Explainer): From :func:`prepare_explainer`.
         path (Path): The image.
-        frame (int, optional): Which frame of a DICOM file, from 1. Default: 1
-        levels (bool, optional): Whether to explain it with other numbers of groups as well.
-            Default: False
+        levels (bool, optional): Whether the first method with groups also explains it with other
+            numbers of groups, for the page. Default: False
 
     Returns:
-        *Explanation*: The heat map and the record of how it came about.
+        *Explanation*: The heat maps and the record of how they were made.
 
     Raises:
-        ValueError: If the file is not an image, or the layer gives no maps with the image's axes.
+        ValueError: If the file cannot be read, or the layer gives no maps with the image's axes.
     """
-    loaded = explainer.loaded
+    prepared, frame = explainer.prepared, explainer.choices.frame
     begin = time.perf_counter()
     picture = read_picture(path, frame)
-    x = _input(loaded, picture.pixels, explainer.device)
+    x = prepared.input(picture)
     read = time.perf_counter()
-    with torch.no_grad():
-        scores = _scores(loaded, x).float().cpu()
+    scores = prepared.scores(x)[0].float().cpu()
     target = explainer.target
     if target is None:
-        target = resolve_target("top", scores, loaded.class_names)
-    forward = time.perf_counter()
-    result = explainer.cam.explain(x, target, attribute_to_layer_input=explainer.layer.at_input)
-    raw = _spatial(result.attributions, x)
-    heatmap = _enlarged(raw, x)
-    end = time.perf_counter()
+        target = prepared.target("predicted", scores)
+    seconds = {"read": read - begin, "forward": time.perf_counter() - read}
+    found = tuple(_explained(explainer, panel, x, target) for panel in explainer.panels)
 
-    probability, how = _probability(scores, target)
-    name = None if loaded.class_names is None else loaded.class_names[target]
-    note = describe(heatmap)
+    probability, how = prepared.probability(scores, target)
+    title = prepared.title(scores, target)
     record = {
         # folders of a hospital's files are often named after patients
         "image": path.name if picture.is_dicom else str(path),
         "image_size": picture.size,
         **({"frame": {"number": frame, "of": picture.frames}} if picture.is_dicom else {}),
-        "settings": _chosen(explainer),
+        "settings": _settings(explainer),
         "versions": versions(),
         "target": {
             "index": target,
-            "name": name,
+            "name": prepared.class_name(target),
             "score": float(scores[target]),
             "probability": probability,
             "probability_is": how,
         },
-        "heatmap": {
-            "shape": list(heatmap.shape),
-            "dtype": "float32",
-            "range": [0.0, 1.0],
-            "note": note,
-            "meaning": "the map enlarged linearly to the model's input and scaled from its "
-            "minimum to its maximum; rows and columns are those of the image in the overlay",
-        },
-        "map": {
-            "shape": list(raw.shape[2:]),
-            "dtype": "float32",
-            "range": [float(raw.min()), float(raw.max())],
-            "meaning": "the weighted sum of the layer's maps, negative values set to 0, in the "
-            "layer's own resolution",
-        },
-        "groups": _group_records(result),
-        **_map_counts(result),
-        "replay": {"path": result.replay, "reason": result.replay_reason},
-        "seconds": {
-            "read": read - begin,
-            "forward": forward - read,
-            "explain": end - forward,
-        },
+        "seconds": seconds,
     }
-    title = _title(target, name, probability)
+    shown = shown_on_page(found) if levels else None
+    level, by_level = (0, {}) if shown is None else other_levels(prepared, shown, x, target)
     return Explanation(
-        image=_displayed(loaded, picture.pixels, x),
-        heatmap=heatmap,
-        map=raw[0, 0].float().cpu().numpy(),
-        title=f"{title}, random weights" if loaded.weights == "random" else title,
+        image=prepared.display(picture),
+        found=found,
+        title=f"{title}, random weights" if prepared.has_random_weights else title,
         record=record,
         path=path,
         frame=frame,
-        classes=_highest(scores, target, loaded.class_names) if levels else (),
-        levels=_levels(explainer, x, target, result) if levels else {},
+        classes=highest_classes(prepared, scores, target) if levels else (),
+        shown=shown,
+        levels=by_level,
+        level=level,
     )
 
 
-def _levels(
-    explainer: Explainer, x: Tensor, target: int, result: ClusteredAttribution
-) -> dict[int, ClusteredAttribution]:
-    """The same with other numbers of groups: one tree cut anew, or the same clusterer again."""
-    chosen = explainer.settings.clusters
-    clusterer: Any = explainer.cam.clusterer
-    if not hasattr(clusterer, "n_clusters"):
-        return {chosen: result}
-    maps = result.activations
-    assert isinstance(maps, torch.Tensor)
-    n_live = int((maps[0].flatten(1) != 0).any(1).sum())
-    counts = [k for k in _LEVELS if k <= max(chosen, 64) and k < n_live and k != chosen]
-    tree = clusterer.tree(maps.flatten(2)) if isinstance(clusterer, Agglomerative) else None
-    found = {chosen: result}
-    for k in counts:
-        cam = _cam(explainer, replace(clusterer, n_clusters=k) if tree is None else tree.cut(k))
-        found[k] = cam.explain(x, target, attribute_to_layer_input=explainer.layer.at_input)
-    return found
-
-
-def _cam(explainer: Explainer, clusterer: Any) -> ClusteredLayerAblation:
-    layer = explainer.layer
-    return ClusteredLayerAblation(
-        explainer.loaded.model,
-        layer.layer,
-        clusterer=clusterer,
-        weighting=explainer.settings.weighting,
-        channel_dim=layer.channel_dim,
-        reshape_transform=layer.reshape_transform,
-    )
-
-
-def _highest(
-    scores: Tensor, target: int, class_names: Sequence[str] | None
-) -> tuple[ClassScore, ...]:
-    order = scores.argsort(descending=True).tolist()[:_CLASSES]
-    return tuple(
-        ClassScore(
-            index=index,
-            name=None if class_names is None else class_names[index],
-            score=float(scores[index]),
-            probability=_probability(scores, index)[0],
-            is_target=index == target,
-        )
-        for index in (order if target in order else [*order, target])
-    )
-
-
-def _displayed(loaded: LoadedModel, pixels: Image.Image | np.ndarray, x: Tensor) -> np.ndarray:
-    if not isinstance(pixels, np.ndarray):
-        return loaded.display(pixels)
-    voxels = x[0].detach().float().cpu().nan_to_num().mean(0)
-    grey = normalize(voxels[None])[0].numpy()
-    shown: np.ndarray = grey[..., None].repeat(3, axis=-1)
-    return shown
+def _explained(explainer: Explainer, panel: Panel, x: Tensor, target: int) -> Explained:
+    at_input = {"attribute_to_layer_input": True} if explainer.prepared.layer.at_input else {}
+    begin = time.perf_counter()
+    with named(panel.method):
+        if hasattr(panel.explainer, "explain"):
+            result = panel.explainer.explain(x, target, **at_input)
+        else:
+            result = Attribution(panel.explainer.attribute(x, target=target, **at_input))
+    heat = spatial(result.attributions, x)
+    record = {
+        "settings": _own_settings(explainer, panel),
+        "seconds": {"explain": time.perf_counter() - begin},
+    }
+    return Explained(panel, result, scaled(heat[0, 0], x.shape[2:]).numpy(), record)
 
 
 def versions() -> dict[str, str]:
@@ -349,49 +361,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def _device(name: str) -> str:
-    if name not in {"auto", "cpu", "cuda"}:
-        raise ValueError(f"`device` must be one of auto, cpu, cuda; got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("`device` cuda is not available here; use auto or cpu.")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+def spatial(attributions: Any, x: Tensor) -> Tensor:
+    """Checks that a heat map has the axes of the input.
 
+    Args:
+        attributions (Tensor or tuple[Tensor, ...]): What an explainer gave.
+        x (Tensor): The model's input, `(1, C, *spatial)`.
 
-def _input(loaded: LoadedModel, pixels: Image.Image | np.ndarray, device: str) -> Tensor:
-    is_volume = isinstance(pixels, np.ndarray)
-    axes = "(C, D, H, W)" if is_volume else "(C, H, W)"
-    try:
-        x: Any = loaded.transform(pixels)  # type: ignore[arg-type]
-    except Exception as error:
-        if not is_volume:
-            raise
-        raise ValueError(
-            "the model's transform must turn a float32 array (D, H, W) into a tensor (C, D, H, W) "
-            f"for volumes; it failed ({type(error).__name__}). Use --model package.module:callable "
-            "with a callable that returns the model and such a transform."
-        ) from error
-    if not isinstance(x, torch.Tensor) or x.ndim != (4 if is_volume else 3):
-        got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"the model's transform must return a tensor {axes}; got {got}.")
-    return x.unsqueeze(0).to(device)
+    Returns:
+        *Tensor*: The heat map, `(1, 1, *spatial)`.
 
-
-def _scores(loaded: LoadedModel, x: Tensor) -> Tensor:
-    """The scores of the one example in `x`, `(n_classes,)`."""
-    output = loaded.model(x)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2:
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"`model` must return scores of shape (N, n_classes); got {got}.")
-    return output[0]
-
-
-def _probability(scores: Tensor, target: int) -> tuple[float, str]:
-    if bool((scores >= 0).all()) and math.isclose(float(scores.sum()), 1, abs_tol=1e-4):
-        return float(scores[target]), "the score: the model returns probabilities"
-    return float(scores.softmax(0)[target]), "softmax of the scores"
-
-
-def _spatial(attributions: Any, x: Tensor) -> Tensor:
+    Raises:
+        ValueError: If there are several tensors, or the axes are others.
+    """
     if isinstance(attributions, tuple):
         raise ValueError(
             f"`layer` must give one tensor; it gives {len(attributions)}. Choose another."
@@ -402,149 +384,39 @@ def _spatial(attributions: Any, x: Tensor) -> Tensor:
             f"`layer` must give maps of {dimensions} dimensions; its heat map has shape "
             f"{tuple(attributions.shape)}. Choose another."
         )
-    heat: Tensor = attributions
+    heat: Tensor = attributions.detach()
     return heat
 
 
-def _enlarged(heat: Tensor, x: Tensor) -> np.ndarray:
-    """The heat map in [0, 1], as large as the model's input."""
-    large = enlarge(heat.detach().float(), x.shape[2:])
-    heatmap: np.ndarray = normalize(large)[0, 0].cpu().numpy()
-    return heatmap
+# --- records --------------------------------------------------------------------------------------
 
 
-def _chosen(explainer: Explainer) -> dict[str, Any]:
-    settings, layer = explainer.settings, explainer.layer
-    checkpoint = settings.checkpoint
+def _settings(explainer: Explainer) -> dict[str, Any]:
+    choices, prepared = explainer.choices, explainer.prepared
     return {
-        **asdict(settings),
-        "checkpoint": None if checkpoint is None else str(checkpoint),
-        "model": explainer.loaded.name,
-        "weights": explainer.loaded.weights,
-        "layer": layer.name,
-        "layer_asked_for": settings.layer,
-        "target_asked_for": settings.target,
-        "target": "top" if explainer.target is None else explainer.target,
-        "attribute_to_layer_input": layer.at_input,
-        "channel_dim": layer.channel_dim,
-        "clusterer_settings": repr(explainer.cam.clusterer),
-        "device": explainer.device,
+        "model": prepared.loaded.name,
+        "weights": prepared.loaded.weights,
+        "checkpoint": None if choices.checkpoint is None else str(choices.checkpoint),
+        "layer_asked_for": choices.layer,
+        "layer": prepared.layer.name,
+        "attribute_to_layer_input": prepared.layer.at_input,
+        "channel_dim": prepared.layer.channel_dim,
+        "target_asked_for": choices.target,
+        "target": "predicted" if explainer.target is None else explainer.target,
+        "mask_fill": choices.mask_fill,
+        "device": prepared.device,
+        "seed": choices.seed,
     }
 
 
-def _group_records(result: ClusteredAttribution) -> list[dict[str, Any]]:
-    """The groups, largest first."""
-    labels, valid, ablated, weights = (
-        getattr(result, field)[0].cpu()
-        for field in ("labels", "valid", "ablated_scores", "group_weights")
-    )
-    score = float(result.scores[0])
-    records = [
-        {
-            "group": group,
-            "maps": int((labels == group).sum()),
-            "drop": score - float(ablated[group]),
-            "score_without": float(ablated[group]),
-            "weight": float(weights[group]),
-        }
-        for group in valid.nonzero().flatten().tolist()
-    ]
-    return sorted(records, key=lambda record: -record["maps"])
-
-
-def _map_counts(result: ClusteredAttribution) -> dict[str, int]:
-    activations, labels = result.activations[0], result.labels[0]
-    assert not isinstance(activations, tuple)
-    dead = int((activations.flatten(1) == 0).all(1).sum())
-    return {
-        "maps": len(activations),
-        "dead_maps": dead,
-        "maps_in_no_group": int((labels < 0).sum()) - dead,
-    }
-
-
-def _title(target: int, name: str | None, probability: float) -> str:
-    chance = "below 0.01" if probability < 0.01 else f"{probability:.2f}"
-    return f"{name or 'class'} ({target}), probability {chance}"
-
-
-# --- demo -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the demo found out about one photograph."""
-
-    name: str
-    title: str
-    image: np.ndarray
-    heatmaps: Mapping[str, np.ndarray]
-    seconds: Mapping[str, float]  # medians
-    result: ClusteredAttribution
-
-
-def demo_photographs() -> Iterator[tuple[str, Image.Image]]:
-    """The two photographs that scikit-learn ships."""
-    from sklearn.datasets import load_sample_images
-
-    photographs = load_sample_images()
-    for file, pixels in zip(photographs.filenames, photographs.images, strict=True):
-        yield Path(file).name, Image.fromarray(pixels)
-
-
-def run_demo(explainer: Explainer, name: str, image: Image.Image) -> Demo:
-    """Explains a photograph by Grad-CAM and by Clustered-CAM, and times both.
-
-    Args:
-        explainer (Explainer): From :func:`prepare`.
-        name (str): The photograph's file name.
-        image (PIL.Image.Image): The photograph.
-
-    Returns:
-        *Demo*: Both heat maps, the groups, and the median time of a few rounds in turns.
-    """
-    from captum.attr import LayerGradCam
-
-    loaded, layer = explainer.loaded, explainer.layer
-    x = _input(loaded, image, explainer.device)
-    with torch.no_grad():
-        scores = _scores(loaded, x).cpu()
-    target = int(scores.argmax())
-    grad_cam = LayerGradCam(loaded.model, layer.layer)
-    runs: dict[str, Callable[[], Any]] = {
-        "Grad-CAM": lambda: grad_cam.attribute(
-            x, target, attribute_to_layer_input=layer.at_input, relu_attributions=True
-        ),
-        "Clustered-CAM": lambda: explainer.cam.explain(
-            x, target, attribute_to_layer_input=layer.at_input
-        ),
-    }
-    seconds: dict[str, list[float]] = {method: [] for method in runs}
-    found = {method: run() for method, run in runs.items()}  # the first run also warms up
-    for _ in range(DEMO_ROUNDS):
-        for method, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[method].append(time.perf_counter() - begin)
-    result: ClusteredAttribution = found["Clustered-CAM"]
-    found["Clustered-CAM"] = result.attributions
-    class_name = None if loaded.class_names is None else loaded.class_names[target]
-    return Demo(
-        name=name,
-        title=_title(target, class_name, _probability(scores, target)[0]),
-        image=loaded.display(image),
-        heatmaps={m: _enlarged(_spatial(heat, x), x) for m, heat in found.items()},
-        seconds={method: median(times) for method, times in seconds.items()},
-        result=result,
-    )
-
-
-def describe_demo(demo: Demo, pictures: Sequence[Path]) -> str:
-    """The demo's outcome in words."""
-    counts = _map_counts(demo.result)
-    groups = int(demo.result.valid[0].sum())
-    times = [f"  {method:<14}{1000 * s:6.0f} ms" for method, s in demo.seconds.items()]
-    times[-1] += f"  ({groups} groups of {counts['maps']} maps, {counts['dead_maps']} of them dead)"
-    return "\n".join(
-        [f"{demo.name}: {demo.title}", *times, *[f"  {picture}" for picture in pictures]]
-    )
+def _own_settings(explainer: Explainer, panel: Panel) -> dict[str, Any]:
+    settings: dict[str, Any] = {"method": panel.variant.method}
+    if panel.variant.clusters is not None:
+        settings["clusters"] = panel.variant.clusters
+    if panel.variant.weighting is not None:
+        settings["weighting"] = panel.variant.weighting
+    if "clusterer" in panel.method.settings:
+        settings["clusterer"] = explainer.choices.clusterer
+    if hasattr(panel.explainer, "clusterer"):
+        settings["clusterer_settings"] = repr(panel.explainer.clusterer)
+    return settings

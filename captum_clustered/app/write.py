@@ -1,33 +1,27 @@
-"""What the command line writes: pictures, arrays, records, pages and DICOM files."""
+"""What the command line writes: results, pages and DICOM files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_clustered._files import whole, without_nan
-from captum_clustered.app.explain import Demo, Explanation
+from captum_clustered._files import to_json, write_figure, write_text
+from captum_clustered._pictures import busiest
 from captum_clustered.models.medical import is_dicom, save_secondary_capture
 from captum_clustered.page.image import image_page
-from captum_clustered.visualization import compare, groups, overlay
+from captum_clustered.visualization import compare, describe, overlay
 
-__all__ = ["make_folder", "unique_stems", "write_demo", "write_explanation"]
+if TYPE_CHECKING:
+    from captum_clustered.app.explain import Explained, Explanation
 
-
-def make_folder(out: Path) -> None:
-    """Makes a folder for results, with those around it, unless it is there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"`out` must be a folder; got {out}, where a file is.") from error
+__all__ = ["unique_stems", "write_explanation"]
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """A name for each image's results: its stem, with a number where another has it already.
+    """Names for the results of images: the file's stem, with a number if another file has it.
 
     Example::
 
@@ -56,97 +50,119 @@ def write_explanation(
     dicom: bool = False,
     keep_identifiers: bool = False,
 ) -> Path:
-    """Writes an explanation's files into a folder, the record last.
+    """Writes the files of an explanation into a folder, the record last.
+
+    With one method these are what :meth:`captum_clustered.explainers.results.Attribution.save`
+    writes under the name ``STEM``. With several, each method has these files under the name
+    ``STEM.METHOD``; ``STEM.overlay.png`` shows all side by side, and ``STEM.json`` lists them.
 
     Args:
         explanation (Explanation): From :func:`captum_clustered.app.explain.explain_image`.
-        out (Path): The folder.
-        stem (str): How the files' names begin.
-        html (bool, optional): Whether to write a page; the explanation must have levels.
+        out (Path): The folder; it is there.
+        stem (str): The beginning of the files' names.
+        html (bool, optional): Whether to write a page. Default: False
+        dicom (bool, optional): Whether to save the overlay of the first method as DICOM too.
             Default: False
-        dicom (bool, optional): Whether to save the overlay as DICOM too. Default: False
         keep_identifiers (bool, optional): Whether that names patient and study. Default: False
 
     Returns:
         *Path*: The overlay.
+
+    Raises:
+        ValueError: If a page is wanted, and no method has groups.
     """
-    files = {
-        "overlay": out / f"{stem}.overlay.png",
-        "heatmap": out / f"{stem}.heatmap.npy",
-        "map": out / f"{stem}.map.npy",
-    }
-    image, heatmap, where = _one_slice(explanation)
-    figure = compare(image, {"Clustered-CAM": heatmap}, title=explanation.title + where)
-    _save_figure(figure, files["overlay"])
-    _save_array(explanation.heatmap, files["heatmap"])
-    _save_array(explanation.map, files["map"])
+    more: dict[str, str] = {}
     if dicom:
-        files["dicom"] = out / f"{stem}.overlay.dcm"
-        save_secondary_capture(
-            overlay(image, heatmap),
-            files["dicom"],
-            source=explanation.path if is_dicom(explanation.path) else None,
-            frame=explanation.frame,
-            keep_identifiers=keep_identifiers,
-        )
+        more["dicom"] = f"{stem}.overlay.dcm"
+        _write_dicom(explanation, out / more["dicom"], keep_identifiers)
     if html:
-        files["page"] = out / f"{stem}.html"
-        _save_text(_page(explanation, stem), files["page"])
-    record = dict(explanation.record, files={kind: path.name for kind, path in files.items()})
-    text = json.dumps(without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
-    _save_text(text + "\n", out / f"{stem}.json")
-    return files["overlay"]
+        more["page"] = f"{stem}.html"
+        write_text(out / more["page"], _page(explanation, stem))
+    if len(explanation.found) == 1:
+        one = explanation.found[0]
+        record = {**explanation.record, **_merged(explanation, one), "files": more}
+        files = one.result.save(
+            out, explanation.image, name=stem, title=explanation.title, record=record
+        )
+        return files["overlay"]
+    return _write_several(explanation, out, stem, more)
 
 
-def _one_slice(explanation: Explanation) -> tuple[np.ndarray, np.ndarray, str]:
-    """What a flat picture shows: of a volume the slice with the most heat."""
-    image, heatmap = explanation.image, explanation.heatmap
-    if heatmap.ndim == 2:
-        return image, heatmap, ""
-    best = int(np.nan_to_num(heatmap).sum((1, 2)).argmax())
-    return image[best], heatmap[best], f", slice {best + 1} of {len(image)}"
+def _write_several(explanation: Explanation, out: Path, stem: str, more: dict[str, str]) -> Path:
+    methods = {}
+    for one in explanation.found:
+        files = one.result.save(
+            out,
+            explanation.image,
+            name=f"{stem}.{one.panel.name}",
+            title=f"{one.panel.title}: {explanation.title}",
+            record={**explanation.record, **_merged(explanation, one)},
+        )
+        names = {kind: path.name for kind, path in files.items()}
+        methods[one.panel.name] = {**one.record, "files": names}
+    image, heatmaps, where = _one_slice(explanation)
+    path = out / f"{stem}.overlay.png"
+    write_figure(path, compare(image, heatmaps, title=explanation.title + where))
+    files_of_all = {"overlay": path.name, **more}
+    record = {**explanation.record, "methods": methods, "files": files_of_all}
+    write_text(out / f"{stem}.json", to_json(record))
+    return path
 
 
-def _page(explanation: Explanation, stem: str) -> str:
-    record = explanation.record
-    shown = ("image_size", "frame", "settings", "map", "replay", "versions", "seconds")
-    notes = [record["heatmap"]["note"]]
-    if record["settings"]["weights"] == "random":
-        notes.append("The weights are random, so the page means nothing.")
-    return image_page(
-        explanation.image,
-        explanation.levels,
-        record["settings"]["clusters"],
-        title=stem,
-        subtitle=explanation.title,
-        classes=explanation.classes,
-        settings={name: record[name] for name in shown if name in record},
-        notes=[note for note in notes if note],
+def _merged(explanation: Explanation, one: Explained) -> dict[str, Any]:
+    """The entries to which the image and the method both add."""
+    return {
+        name: {**explanation.record[name], **one.record[name]} for name in ("settings", "seconds")
+    }
+
+
+def _write_dicom(explanation: Explanation, path: Path, keep_identifiers: bool) -> None:
+    image, heatmaps, _ = _one_slice(explanation)
+    save_secondary_capture(
+        overlay(image, next(iter(heatmaps.values()))),
+        path,
+        source=explanation.path if is_dicom(explanation.path) else None,
+        frame=explanation.frame,
+        keep_identifiers=keep_identifiers,
     )
 
 
-def write_demo(demo: Demo, out: Path) -> list[Path]:
-    """Writes the pictures of a photograph; returns where they are."""
-    stem = Path(demo.name).stem
-    figures = {
-        out / f"{stem}.compare.png": compare(demo.image, demo.heatmaps, title=demo.title),
-        out / f"{stem}.groups.png": groups(demo.result, image=demo.image, title=demo.title),
-    }
-    for path, figure in figures.items():
-        _save_figure(figure, path)
-    return list(figures)
+def _one_slice(explanation: Explanation) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
+    """What a flat picture shows; of a volume, the slice where the first method has most heat."""
+    image = explanation.image
+    heatmaps = {one.panel.title: one.heatmap for one in explanation.found}
+    if image.ndim == 3:
+        return image, heatmaps, ""
+    first = explanation.found[0].heatmap
+    best = busiest(first)
+    where = f", slice {best + 1} of {len(image)}"
+    return image[best], {title: heat[best] for title, heat in heatmaps.items()}, where
 
 
-def _save_figure(figure: Any, path: Path) -> None:
-    with whole(path) as part:
-        figure.savefig(part, format="png")
-
-
-def _save_text(text: str, path: Path) -> None:
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def _save_array(array: np.ndarray, path: Path) -> None:
-    with whole(path) as part, part.open("wb") as file:
-        np.save(file, array)
+def _page(explanation: Explanation, stem: str) -> str:
+    shown = explanation.shown
+    if shown is None:
+        raise ValueError("`html` must come with a method that has groups; got none.")
+    record = {**explanation.record, **_merged(explanation, shown)}
+    result = explanation.levels[explanation.level]
+    record["replay"] = {"path": result.replay, "reason": result.replay_reason}
+    notes = [describe(shown.heatmap)]
+    if record["settings"]["weights"] == "random":
+        notes.append("The weights are random, so the page means nothing.")
+    others = [one.panel.title for one in explanation.found if one is not shown]
+    if others:
+        notes.append(
+            f"This page shows {shown.panel.title}; {stem}.overlay.png also shows "
+            f"{', '.join(others)}."
+        )
+    names = ("image_size", "frame", "settings", "replay", "versions", "seconds")
+    return image_page(
+        explanation.image,
+        explanation.levels,
+        explanation.level,
+        title=stem,
+        subtitle=explanation.title,
+        classes=explanation.classes,
+        settings={name: record[name] for name in names if name in record},
+        notes=[note for note in notes if note],
+    )

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_clustered.evaluation.plan import Variant
-from captum_clustered.evaluation.records import Key, Row, key_of
-from captum_clustered.evaluation.report import Report, title_of
+from captum_clustered._pictures import new_figure
+from captum_clustered.evaluation.report import Report
+from captum_clustered.evaluation.variants import Key, Row, Variant, key_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["curves", "intervals"]
 
-# Okabe and Ito's colours, which also those tell apart who do not see red or green
+# the colours of Okabe and Ito, which colour-blind readers can tell apart
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#8C8C8C"
 _ACROSS = 4  # panels
@@ -24,7 +24,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def intervals(report: Report) -> Figure:
-    """A point with its interval for each variant, one panel for each metric.
+    """Draws a point with its interval for each variant, and a panel for each metric.
 
     Args:
         report (Report): From :func:`captum_clustered.evaluation.report.make_report`.
@@ -36,7 +36,7 @@ def intervals(report: Report) -> Figure:
     places = _places([line.variant.method for line in report.lines])
     across = min(_ACROSS, len(report.columns))
     down = -(-len(report.columns) // across)
-    figure = _figure(3.0 + 2.1 * across, (0.9 + 0.19 * (places[-1] + 1)) * down)
+    figure = new_figure(3.0 + 2.1 * across, (0.9 + 0.19 * (places[-1] + 1)) * down)
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for ax, column in zip(panels.flat, report.columns, strict=False):
         for place, line in zip(places, report.lines, strict=True):
@@ -44,7 +44,9 @@ def intervals(report: Report) -> Figure:
             colour = colours[line.variant.method]
             ax.plot([found.low, found.high], [place, place], color=colour, linewidth=1.4)
             ax.plot(found.estimate, place, "o", color=colour, markersize=4.5)
-        ax.set_title(f"{column.title} (%)", fontsize="medium")
+        ax.set_title(
+            f"{column.title} ({column.unit})" if column.unit else column.title, fontsize="medium"
+        )
         ax.grid(axis="x", color="#E0E0E0", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.tick_params(labelsize="small")
@@ -73,7 +75,7 @@ def curves(
     Returns:
         *Figure*: With each curve's area in the legend.
     """
-    figure = _figure(8.6, max(4.2, 1.2 + 0.17 * len(variants)))
+    figure = new_figure(8.6, max(4.2, 1.2 + 0.17 * len(variants)))
     ax = figure.subplots()
     colours = _colours(variants)
     for variant in variants:
@@ -101,16 +103,8 @@ def curves(
     ax.grid(color="#E0E0E0", linewidth=0.6)
     ax.tick_params(labelsize="small")
     ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize="x-small", frameon=False)
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    if ax.lines:
+        figure.legend(loc="outside right upper", fontsize="x-small", frameon=False)
     return figure
 
 
@@ -131,7 +125,7 @@ def _places(methods: Sequence[str]) -> list[float]:
 
 
 def _look(variant: Variant, variants: Sequence[Variant], colour: str) -> tuple[Any, str]:
-    """The more groups, the darker; a line style for each weighting, for a control by its kind."""
+    """The colour, darker for more groups, and the line style: one for each weighting or control."""
     from matplotlib.colors import to_rgb
 
     numbers = sorted({v.clusters for v in variants if v.clusters is not None})
@@ -142,7 +136,7 @@ def _look(variant: Variant, variants: Sequence[Variant], colour: str) -> tuple[A
     shade = tuple(1 - depth * (1 - part) for part in to_rgb(colour))
     index = weightings.index(variant.weighting) if variant.weighting in weightings else 0
     methods = list(dict.fromkeys(v.method for v in variants if not v.control))
-    if variant.method in methods:  # where the colours are used a second time
+    if variant.method in methods:  # another style where a colour is used a second time
         index += methods.index(variant.method) // len(_COLOURS)
     if variant.control:
         controls = list(dict.fromkeys(v.method for v in variants if v.control))

@@ -1,4 +1,4 @@
-"""The images of an evaluation: where they are, what is on them, and what the model gets of them."""
+"""The images of an evaluation: their files, their classes, and where the objects are in them."""
 
 from __future__ import annotations
 
@@ -9,33 +9,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clustered.fills import Black
-from captum_clustered.models import read_image, resolve_target
+from captum_clustered.evaluation.running import Loaded
+from captum_clustered.models.images import black_and_white, read_picture
+from captum_clustered.models.loading import resolve_target
+from captum_clustered.models.medical import DICOM_SUFFIXES, is_volume
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Item", "black_and_white", "find_images", "labels_of", "load_mask", "pixel_scale"]
+    from captum_clustered.models.prepared import Prepared
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+__all__ = ["Item", "find_images", "labels_of", "load_image", "load_mask"]
+
+_SUFFIXES = {
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    *DICOM_SUFFIXES,
+}
 _COLUMNS = ("path", "class", "case", "mask", "boxes")
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image, unread.
+    """One image or volume that has not been read yet.
 
     Attributes:
-        name (str): What the image is called in the results: its path inside the data.
+        name (str): Its name in the results: the path inside the data.
         path (Path): The file.
         label (str or None): The class in the data's words: an index, a name, or a folder's name.
         case (str or None): Which images belong together.
         boxes (tuple): `(x0, y0, x1, y1)` in pixels of the image, each.
-        mask (Path or None): An image that is not 0 on the object.
+        mask (Path or None): An image or a volume that is not 0 on the object.
     """
 
     name: str
@@ -52,7 +60,10 @@ class Item:
 
 
 def find_images(data: Path, limit: int | None = None) -> list[Item]:
-    """Finds the images; none is read.
+    """Finds the images and volumes; none is read.
+
+    By their names these are images that Pillow reads, DICOM files (.dcm, .dicom, .ima), and volumes
+    (.npy, .nii, .nii.gz). A CSV file may also list DICOM files of other names.
 
     Args:
         data (Path): One of
@@ -61,8 +72,8 @@ def find_images(data: Path, limit: int | None = None) -> list[Item]:
             - a folder with a folder for each class, as torchvision's `ImageFolder` wants it;
             - a CSV file with a column ``path`` (relative to the file) and, where known, ``class``
               (an index or a name), ``case`` (images of one case are not independent), ``mask`` (an
-              image that is not black on the object), ``boxes`` (four numbers each, x0 y0 x1 y1 in
-              pixels, with a semicolon between boxes).
+              image or volume that is not 0 on the object), ``boxes`` (four numbers each, x0 y0 x1
+              y1 in pixels, with a semicolon between boxes).
         limit (int, optional): How many of them, spread evenly over the whole. Default: None (all)
 
     Returns:
@@ -105,7 +116,8 @@ def _in_folder(folder: Path) -> list[Item]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()
+    known = path.suffix.lower() in _SUFFIXES or is_volume(path)
+    return known and path.name[0] != "." and path.is_file()
 
 
 def _in_table(table: Path) -> list[Item]:
@@ -161,7 +173,7 @@ def _boxes(text: str, where: str) -> tuple[tuple[float, ...], ...]:
 def labels_of(
     items: Sequence[Item], n_classes: int, class_names: Sequence[str] | None
 ) -> tuple[list[int | None], str]:
-    """The index of each image's class, and in words how it was come by.
+    """Finds the index of each image's class.
 
     Args:
         items (sequence of Item): The images.
@@ -169,9 +181,9 @@ def labels_of(
         class_names (sequence of str or None): Their names, if the model has them.
 
     Returns:
-        *tuple*: A list with an index or None for each image, and how the words became indices:
+        *tuple*: A list with an index or None for each image, and how the words were read:
         ``"name"``, ``"index"``, ``"order"`` (as in `ImageFolder`: all classes are there, and their
-        sorted names are counted), or ``"unknown"``.
+        names are sorted), or ``"unknown"``.
     """
     words = sorted({item.label for item in items if item.label is not None})
     if not words:
@@ -196,99 +208,116 @@ def labels_of(
 # --- pixels ---------------------------------------------------------------------------------------
 
 
-def black_and_white(transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Where a transform puts black and white, one value for each channel.
+def load_image(
+    item: Item, prepared: Prepared, frame: int = 1, needs_object: bool = False
+) -> Loaded:
+    """Reads an image or a volume as the model takes it.
 
     Args:
-        transform (callable): PIL image to the model's input, `(C, H, W)`.
+        item (Item): The image.
+        prepared (Prepared): The model with its transform.
+        frame (int, optional): Which frame of a DICOM file, counted from 1. Default: 1
+        needs_object (bool, optional): Whether it matters where the object is. Default: False
 
     Returns:
-        *tuple* or *None*: Two tensors `(C,)`; None if the transform gives a plain image more than
-        one value, or does not tell black from white.
+        *Loaded*: The model's input, on its device, and where the object is.
+
+    Raises:
+        ValueError: If the image or its mask cannot be read or does not fit.
     """
-    from PIL import Image
-
-    ends = []
-    for colour in ("black", "white"):
-        pixels = transform(Image.new("RGB", (256, 256), colour)).detach().double().flatten(1)
-        if not torch.allclose(pixels, pixels[:, :1].expand_as(pixels)):
-            return None
-        ends.append(pixels[:, 0])
-    black, white = ends
-    return None if bool((white == black).any()) else (black, white)
-
-
-def pixel_scale(transform: Callable[[Image.Image], Tensor]) -> Black | None:
-    """Mean and deviation of a transform's normalisation, measured on a black and a white image.
-
-    Args:
-        transform (callable): PIL image to the model's input, `(C, H, W)`.
-
-    Returns:
-        *Black* or *None*: None where the transform does not normalise channel by channel.
-
-    Example::
-
-        >>> def transform(image):
-        ...     return torch.full((1, 4, 4), (image.getpixel((0, 0))[0] / 255 - 0.5) / 0.25)
-        >>> pixel_scale(transform)
-        Black(mean=(0.5,), std=(0.25,))
-    """
-    ends = black_and_white(transform)
-    if ends is None:
-        return None
-    black, white = ends
-    std = 1 / (white - black)
-    # float32 leaves 0.48500001
-    return Black(*(tuple(round(v, 6) for v in part.tolist()) for part in (-black * std, std)))
+    picture = read_picture(item.path, frame)
+    pixels = prepared.input(picture)[0]
+    if not needs_object:
+        return Loaded(pixels)
+    transform: Any = prepared.loaded.transform
+    return Loaded(pixels, load_mask(item, picture.pixels, transform, pixels.shape[1:], frame))
 
 
 def load_mask(
-    item: Item, image: Image.Image, transform: Callable[[Image.Image], Tensor], size: Sequence[int]
+    item: Item,
+    pixels: Image.Image | np.ndarray,
+    transform: Callable[[Any], Tensor],
+    size: Sequence[int],
+    frame: int = 1,
 ) -> Tensor:
-    """Where the object is in the model's input: the mask goes through the model's own transform.
+    """Where the object is in the model's input. The mask goes through the model's own transform.
 
     Args:
-        item (Item): With boxes or a mask; without, the object is nowhere.
-        image (PIL.Image.Image): The image that they were drawn on.
-        transform (callable): PIL image to the model's input, `(C, H, W)`.
-        size (sequence of int): Height and width of that input.
+        item (Item): With boxes or a mask; without both, the object is nowhere.
+        pixels (PIL.Image.Image or array): The image, or the volume `(D, H, W)` or `(C, D, H, W)`,
+            that they belong to.
+        transform (callable): Turns it into the model's input, `(C, *spatial)`.
+        size (sequence of int): The spatial size of that input.
+        frame (int, optional): Which frame of a mask in a DICOM file of several. Default: 1
 
     Returns:
         *Tensor*: bool `(1, *size)`.
 
     Raises:
-        ValueError: If the mask has another size than the image, or the transform does not keep
-            black and white apart.
+        ValueError: If the mask has another size than the image, if a volume has boxes, or if the
+            transform does not keep black and white apart.
     """
-    from PIL import Image
-
     if not item.has_object:
         return torch.zeros(1, *size, dtype=torch.bool)
-    drawn = Image.new("L", image.size) if item.mask is None else _mask_file(item.mask, image)
+    if isinstance(pixels, np.ndarray):
+        drawn: Any = _mask_of_volume(item, pixels)
+        ends = black_and_white(transform, drawn)
+    else:
+        drawn = _mask_of_image(item, pixels, frame)
+        ends = black_and_white(transform)
+    if ends is None:
+        raise ValueError(
+            "the model's transform must scale each channel by itself to show where a mask or box "
+            f"is; that of {item.name} does not. Leave the metrics that need one out."
+        )
+    black, white = (end.reshape(-1, *[1] * len(size)) for end in ends)  # (C, 1, ..., 1)
+    inside = (transform(drawn).detach().double() - black) / (white - black)  # (C, *size)
+    return inside.mean(0, keepdim=True) > 0.5
+
+
+def _mask_of_image(item: Item, image: Image.Image, frame: int) -> Image.Image:
+    from PIL import Image
+
+    if item.mask is None:
+        drawn = Image.new("L", image.size)
+    else:
+        mask: Any = _read_mask(item.mask, frame)
+        if isinstance(mask, np.ndarray):
+            raise ValueError(f"mask {item.mask} must be an image, as {item.name} is; got a volume.")
+        drawn = mask.convert("L").point(lambda value: 255 if value else 0)
+        if drawn.size != image.size:
+            raise ValueError(
+                f"mask {item.mask} must have the image's size {image.size}; got {drawn.size}."
+            )
     for x0, y0, x1, y1 in item.boxes:
         # a pixel belongs to a box if its centre lies inside
         left, top, right, bottom = (_first_inside(edge) for edge in (x0, y0, x1, y1))
         if left < right and top < bottom:
             drawn.paste(255, (max(left, 0), max(top, 0), max(right, 0), max(bottom, 0)))
-    ends = black_and_white(transform)
-    if ends is None:
+    return drawn.convert("RGB")
+
+
+def _mask_of_volume(item: Item, volume: np.ndarray) -> np.ndarray:
+    if item.boxes or item.mask is None:
+        raise ValueError(f"`boxes` must be empty for the volume {item.name}; give a mask instead.")
+    mask = _read_mask(item.mask, 1)
+    shape = mask.shape if isinstance(mask, np.ndarray) else mask.size
+    if shape != volume.shape[-3:]:
         raise ValueError(
-            "the model's transform must scale each channel by itself to show where a mask or box "
-            "comes to lie; it does not. Leave the metrics that need one out."
+            f"mask {item.mask} must have the volume's shape {volume.shape[-3:]}; got {shape}."
         )
-    black, white = (end.view(-1, 1, 1) for end in ends)
-    inside = (transform(drawn.convert("RGB")).detach().double() - black) / (white - black)
-    return inside.mean(0, keepdim=True) > 0.5
+    inside = (np.asarray(mask) != 0).astype(np.float32)  # (D, H, W)
+    return np.array(np.broadcast_to(inside, volume.shape))  # a copy, which may be written to
+
+
+def _read_mask(path: Path, frame: int) -> Any:
+    """A mask; of a DICOM file with several frames the image's own."""
+    picture = read_picture(path)
+    if frame > 1 and picture.frames > 1:
+        picture = read_picture(path, frame)
+    return picture.pixels
 
 
 def _first_inside(edge: float) -> int:
     """The first pixel whose centre lies at or behind an edge."""
     return -int(-(edge - 0.5) // 1)
-
-
-def _mask_file(path: Path, image: Image.Image) -> Any:
-    mask = read_image(path).convert("L").point(lambda value: 255 if value else 0)
-    if mask.size != image.size:
-        raise ValueError(f"mask {path} must have the image's size {image.size}; got {mask.size}.")
-    return mask

@@ -1,4 +1,4 @@
-"""The tables as HTML: one page for all images, and behind it one for each."""
+"""The tables as HTML: one page for all images, and one for each image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_clustered._files import whole
-from captum_clustered.evaluation.plan import Variant
-from captum_clustered.evaluation.records import Key, Row, key_of
-from captum_clustered.evaluation.report import Report, title_of
+from captum_clustered._files import write_text
+from captum_clustered.evaluation.report import Report
+from captum_clustered.evaluation.variants import Key, Row, Variant, key_of, title_of
 from captum_clustered.page import picture_uri, render
 from captum_clustered.statistics import Interval
 
@@ -49,34 +48,55 @@ def write(
         ImportError: If Jinja2 is missing.
     """
     (out / FOLDER).mkdir(exist_ok=True)
-    variants = [line.variant for line in report.lines]
-    heads = [column.title for column in report.columns]
     names = [f"{number:0{len(str(len(images)))}d}.html" for number in range(1, len(images) + 1)]
+    variants = [line.variant for line in report.lines]
     own = [[rows[key_of(image, v)] for v in variants] for image in images]
     for place, (image, found) in enumerate(zip(images, own, strict=True)):
-        picture = show(image)
-        page = render(
-            "rows.html",
-            title=image,
-            subtitle=_subtitle(found),
-            picture=None if picture is None else picture_uri(picture),
-            back=f"../{REPORT}",
-            before=names[place - 1] if place else None,
-            after=names[place + 1] if place + 1 < len(names) else None,
-            columns=heads,
-            rows=[_row(row, variant, report) for row, variant in zip(found, variants, strict=True)],
-        )
-        _save(page, out / FOLDER / names[place])
-    page = render(
+        before = names[place - 1] if place else None
+        after = names[place + 1] if place + 1 < len(names) else None
+        page = _image_page(image, found, report, show(image), before, after)
+        write_text(out / FOLDER / names[place], page)
+    listed = [
+        _listed(image, name, found) for image, name, found in zip(images, names, own, strict=True)
+    ]
+    write_text(out / REPORT, _report_page(report, listed))
+    return out / REPORT
+
+
+def _image_page(
+    image: str,
+    found: Sequence[Row],
+    report: Report,
+    picture: np.ndarray | None,
+    before: str | None,
+    after: str | None,
+) -> str:
+    return render(
+        "rows.html",
+        title=image,
+        subtitle=_subtitle(found),
+        picture=None if picture is None else picture_uri(picture),
+        back=f"../{REPORT}",
+        before=before,
+        after=after,
+        columns=[column.title for column in report.columns],
+        rows=[
+            _row(row, line.variant, report) for row, line in zip(found, report.lines, strict=True)
+        ],
+    )
+
+
+def _report_page(report: Report, images: Sequence[dict[str, Any]]) -> str:
+    return render(
         "report.html",
         title="Evaluation",
         notes=list(report.notes),
-        columns=heads,
+        columns=[column.title for column in report.columns],
         lines=[
             {
                 "title": line.title,
                 "control": line.variant.control,
-                "cells": [_cell(line.intervals[column.name]) for column in report.columns],
+                "cells": _cells(line.intervals, report),
                 "seconds": line.seconds,
                 "faulty": sum(line.faults.values()),
                 "failed": line.failed,
@@ -88,24 +108,28 @@ def write(
                 "first": title_of(difference.first),
                 "second": title_of(difference.second),
                 "control": difference.first.control,
-                "cells": [_cell(difference.intervals[column.name]) for column in report.columns],
+                "cells": _cells(difference.intervals, report),
             }
             for difference in report.differences
         ],
-        images=[
-            {
-                "name": image,
-                "href": f"{FOLDER}/{name}",
-                "case": found[0]["case"],
-                "target": _known(found, "target"),
-                "score": _known(found, "original_score"),
-                "failed": sum(row["status"] != "ok" for row in found),
-            }
-            for image, name, found in zip(images, names, own, strict=True)
-        ],
+        images=images,
     )
-    _save(page, out / REPORT)
-    return out / REPORT
+
+
+def _listed(image: str, page: str, found: Sequence[Row]) -> dict[str, Any]:
+    """An image in the list of all."""
+    return {
+        "name": image,
+        "href": f"{FOLDER}/{page}",
+        "case": found[0]["case"],
+        "target": _known(found, "target"),
+        "score": _known(found, "original_score"),
+        "failed": sum(row["status"] != "ok" for row in found),
+    }
+
+
+def _cells(intervals: Mapping[str, Interval], report: Report) -> list[dict[str, Any]]:
+    return [_cell(intervals[column.name]) for column in report.columns]
 
 
 def _row(row: Row, variant: Variant, report: Report) -> dict[str, Any]:
@@ -115,7 +139,7 @@ def _row(row: Row, variant: Variant, report: Report) -> dict[str, Any]:
         "control": variant.control,
         "cells": [row[column.name] if judged else None for column in report.columns],
         "seconds": row["seconds"] if judged else None,
-        "state": row["map"] if judged else f"failed: {row['reason']}",
+        "state": row["map"] if judged else f"failed: {row['reason']} ({row.get('place')})",
     }
 
 
@@ -141,8 +165,3 @@ def _cell(interval: Interval) -> dict[str, Any]:
         "ends": f"[{interval.low:.2f}, {interval.high:.2f}]" if has_ends else "",
         "clear": interval.low > 0 or interval.high < 0,
     }
-
-
-def _save(text: str, path: Path) -> None:
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: who am I, wait for all, tell all."""
+"""Several processes that torchrun started: which one this is, waiting for all, telling all."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process does what is to be done once."""
+        """Whether this process does the work that is done only once."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have called this."""
         if self.size > 1:
             dist.barrier()
 
     def from_leader(self, value: Any) -> Any:
-        """What process 0 passed."""
+        """Returns, in all processes, what process 0 passed."""
         if self.size == 1:
             return value
         box = [value]
@@ -51,7 +51,7 @@ class World:
         return box[0]
 
     def device(self, name: str) -> str:
-        """The device of this process, for a kind of device."""
+        """The device of this process: with several processes each takes a GPU of its own."""
         if name == "cuda" and self.size > 1:
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
@@ -59,10 +59,12 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Joins the processes that torchrun started, if it did.
+    """Joins the processes if torchrun started several.
 
-    Only words are exchanged, never tensors, so the backend is gloo, also where the models run on
-    GPUs.
+    Only words are exchanged, never tensors. So the backend is gloo even if the models run on GPUs.
+
+    Yields:
+        The processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -1,45 +1,42 @@
-"""Rows on disk: one line for each image and variant, there for good once it is written.
+"""Rows on disk: one line for each image and variant, never changed once it is written.
 
-While an evaluation runs, process 0 appends to ``rows.jsonl`` and process R to ``rows.R.jsonl``. A
-run that was killed leaves them, perhaps with a torn last line; the next one reads them all,
-whatever its number of processes, and goes on. At the end all rows are in ``rows.jsonl``, in the
-order of the plan.
+While an evaluation runs, process 0 appends to ``rows.jsonl`` and process R to ``rows.R.jsonl``. If
+a run is killed, these files stay, perhaps with an incomplete last line. The next run reads them
+all, whatever its number of processes, and goes on. At the end all rows are in ``rows.jsonl``, in
+the order of the plan.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from captum_clustered._files import whole, without_nan
-from captum_clustered.evaluation.plan import Variant
+from captum_clustered.evaluation.variants import Key, Row
 
-__all__ = ["Key", "Row", "Rows", "check_config", "key_of", "merge", "read_rows", "sole_user"]
-
-Row = dict[str, Any]
-Key = tuple[str, str, int | None, str | None]
+__all__ = ["Rows", "check_config", "merge", "read_rows", "sole_user"]
 
 _ROWS = "rows.jsonl"
 _CONFIG = "config.json"
-# what may grow without changing what a row says
+_LOCK = ".lock"
+_ROW_FILE = re.compile(r"rows(\.[1-9]\d*)?\.jsonl")  # no other file is read, merged or deleted
+# this may grow, since more variants leave the rows of the others as they are
 _GROWING = "variants"
 
 
-def key_of(image: str, variant: Variant) -> Key:
-    """What tells a row from all others."""
-    return image, variant.method, variant.clusters, variant.weighting
-
-
 class Rows:
-    """Appends rows to a file. A line is written in one go; one that cannot be is taken back.
+    """Appends rows to a file. A line that cannot be written whole is removed again.
 
     Args:
-        folder (Path): Where the files of the rows are.
-        rank (int): Number of the process, each of which has a file of its own.
+        folder (Path): Folder of the results.
+        rank (int, optional): Number of the process; each has its own file. Default: 0
 
     Example::
 
@@ -57,7 +54,7 @@ class Rows:
         self._file.truncate(_whole_lines(self.path))
 
     def __enter__(self) -> Rows:
-        """Is itself what to append to."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,10 +62,10 @@ class Rows:
         self._file.close()
 
     def append(self, row: Row) -> None:
-        """Writes a row; it has left this process when this returns.
+        """Writes a row. When this returns, the row has left this process.
 
         Raises:
-            RuntimeError: If it cannot be written, as on a full disk. The file is as before then.
+            OSError: If it cannot be written, as on a full disk. The file is then as it was before.
         """
         line = memoryview(_line(row))
         begin = self._file.seek(0, os.SEEK_END)
@@ -76,8 +73,8 @@ class Rows:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            self._file.truncate(begin)  # this needs no room
-            raise RuntimeError(
+            self._file.truncate(begin)  # this needs no space
+            raise OSError(
                 f"{self.path} cannot be written ({error.strerror}). All rows before this one are "
                 "safe; make room and start the same command again."
             ) from error
@@ -102,7 +99,7 @@ def _whole_lines(path: Path) -> int:
 
 
 def read_rows(folder: Path) -> dict[Key, Row]:
-    """All rows in a folder, of however many processes; a torn last line is left out.
+    """Reads all rows in a folder, of any number of processes. An incomplete last line is ignored.
 
     Args:
         folder (Path): The folder.
@@ -132,12 +129,12 @@ def read_rows(folder: Path) -> dict[Key, Row]:
 
 
 def merge(folder: Path, rows: Mapping[Key, Row], order: Sequence[Key]) -> None:
-    """Leaves one file, with the rows in the given order.
+    """Writes all rows into one file, in the given order, and deletes the others.
 
     Args:
         folder (Path): The folder.
         rows (mapping): All rows.
-        order (sequence): Their keys, as they are to follow each other.
+        order (sequence): Their keys, in the order of the file.
     """
     with whole(folder / _ROWS) as part, part.open("wb") as file:
         for key in order:
@@ -149,24 +146,23 @@ def merge(folder: Path, rows: Mapping[Key, Row], order: Sequence[Key]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("rows*.jsonl"))
+    return sorted(path for path in folder.iterdir() if _ROW_FILE.fullmatch(path.name))
 
 
 # --- settings -------------------------------------------------------------------------------------
 
 
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses rows of other settings; writes the settings down if there are no rows yet.
-
-    More variants than before are welcome, since they leave the rows of the others as they are.
+    """Writes ``config.json``, unless the folder has rows that were made with other settings.
 
     Args:
-        folder (Path): Where the rows are, or will be.
+        folder (Path): Folder of the results.
         config (mapping): What :func:`json.dumps` can write. The entry ``"compared"`` holds what
-            must be equal, by name; within it, ``"variants"`` may grow. Everything else is a record.
+            must be equal, by name; in it, ``"variants"`` may grow, since more variants leave the
+            rows of the others as they are. All other entries are only a record.
 
     Raises:
-        ValueError: If the folder has rows of other settings. The message names them.
+        ValueError: If the folder has rows of other settings. The message names the differences.
     """
     path = folder / _CONFIG
     config = without_nan(json.loads(json.dumps(config)))
@@ -213,28 +209,29 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Keeps a second evaluation out of a folder; a killed one leaves nothing behind.
+    """Keeps a second evaluation out of a folder while the first one runs.
+
+    An empty file ``.lock`` stays in the folder afterwards; to delete it would let two evaluations
+    in that start at the same moment. A process that was killed does not keep the folder locked. On
+    a file system without locks nothing is kept out.
+
+    Args:
+        folder (Path): The folder of the results.
 
     Raises:
         ValueError: If another evaluation is writing there.
     """
-    lock = _locker()
-    with (folder / ".lock").open("w") as file:
-        try:
-            lock(file.fileno())
-        except BlockingIOError as error:
-            raise ValueError(
-                f"`out` must not be in use; another evaluation is writing to {folder}. Wait for "
-                "it, or name another folder."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-
-
-def _locker() -> Callable[[int], object]:
+    lock = FileLock(folder / _LOCK)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return lambda _: None
-    return lambda descriptor: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"`out` must not be in use; another evaluation is writing to {folder}. Wait for it, or "
+            "name another folder."
+        ) from error
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""From rows to tables: each variant with intervals, and paired differences between variants."""
+"""From rows to tables: intervals of each variant, and paired differences between variants."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from captum_clustered.evaluation.plan import Variant
-from captum_clustered.evaluation.records import Key, Row, key_of
+from captum_clustered.evaluation.variants import Key, Row, Variant, key_of, title_of
 from captum_clustered.statistics import Interval, mean_interval, paired_difference, rate_interval
 
 __all__ = [
@@ -28,21 +27,6 @@ __all__ = [
 
 _MAP_FAULTS = ("flat", "not_finite", "negative")
 _ABLATION, _RANDOM = "ablation-cam", "random-groups"
-_TITLES = {
-    "clustered-cam": "Clustered-CAM",
-    "clustered-group-cam": "Clustered Group-CAM",
-    "clustered-opti-cam": "Clustered Opti-CAM",
-    "clustered-score-cam": "Clustered Score-CAM",
-    "random-score-cam": "Random-group Score-CAM",
-    "adaptive-ablation-cam": "Adaptive Ablation-CAM",
-    "ablation-cam": "Ablation-CAM",
-    "ablation-cam-norm": "Ablation-CAM, norm",
-    "egrad-cam": "EGrad-CAM",
-    "group-cam": "Group-CAM",
-    "score-cam": "Score-CAM",
-    "grad-cam": "Grad-CAM",
-    "fake-cam": "Fake-CAM",
-}
 
 
 @dataclass(frozen=True)
@@ -52,24 +36,26 @@ class Column:
     Attributes:
         name (str): Its key in a row.
         title (str): Its head, with an arrow to where better is.
-        is_rate (bool): Whether an image has it or not, as 100 or 0.
+        is_rate (bool): Whether an image either has it or not, 100 or 0.
+        unit (str): ``"%"``, or ``""`` if it is not known.
     """
 
     name: str
     title: str
     is_rate: bool = False
+    unit: str = "%"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A variant's numbers.
+    """The numbers of a variant.
 
     Attributes:
         variant (Variant): Which.
         images (int): Number of rows.
         failed (int): Rows without numbers.
-        faults (dict[str, int]): Number of maps that are flat, not finite or negative; they count in
-            the intervals.
+        faults (dict[str, int]): Number of maps that are flat, not finite or negative; they are part
+            of the intervals.
         intervals (dict[str, Interval]): For each metric the mean with its interval.
         seconds (float or None): Median time of a map.
     """
@@ -89,11 +75,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Difference:
-    """One variant less another one, on the same images.
+    """The difference between two variants on the same images.
 
     Attributes:
-        first (Variant): The one.
-        second (Variant): The other.
+        first (Variant): The first.
+        second (Variant): The second, which is subtracted.
         intervals (dict[str, Interval]): For each metric the mean difference with its interval.
     """
 
@@ -110,27 +96,13 @@ class Report:
         columns (sequence of Column): The metrics.
         lines (sequence of Line): The methods, then the controls.
         differences (sequence of Difference): Against Ablation-CAM, and against random groups.
-        notes (sequence of str): What must be known to read the numbers.
+        notes (sequence of str): What one must know to read the numbers.
     """
 
     columns: Sequence[Column]
     lines: Sequence[Line]
     differences: Sequence[Difference]
     notes: Sequence[str]
-
-
-def title_of(variant: Variant) -> str:
-    """A variant in a few words.
-
-    Example::
-
-        >>> title_of(Variant("random-groups", 16, "drop_per_map", True))
-        'Random groups, K=16, drop per map'
-    """
-    name = _TITLES.get(variant.method) or variant.method.replace("-", " ").capitalize()
-    groups = None if variant.clusters is None else f"K={variant.clusters}"
-    weighting = None if variant.weighting is None else variant.weighting.replace("_", " ")
-    return ", ".join(part for part in (name, groups, weighting) if part)
 
 
 # --- gathering ------------------------------------------------------------------------------------
@@ -144,20 +116,20 @@ def make_report(
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> Report:
-    """Averages rows.
+    """Computes means, intervals and paired differences.
 
     Args:
         rows (mapping): All rows.
         images (sequence of str): The images, in the order of the data.
         variants (sequence of Variant): The lines of the table.
         columns (sequence of Column): The metrics.
-        notes (sequence of str, optional): What must be known beside. Default: ()
+        notes (sequence of str, optional): What one must know to read the numbers. Default: ()
         seed (int, optional): Of the bootstrap. Default: 0
 
     Returns:
-        *Report*: The same for the same rows, in whatever order they were made. Intervals are 95 %:
-        of a rate over independent images Wilson's, else a bootstrap over images, or over cases
-        where an image has one.
+        *Report*: It does not depend on the order in which the rows were made. Intervals are 95 %:
+        Wilson's for a rate over independent images, else a bootstrap over images, or over cases if
+        an image has one.
     """
     found = {
         variant: [
@@ -223,7 +195,7 @@ def _difference(
 
 
 def _references(variant: Variant, variants: Sequence[Variant]) -> list[Variant]:
-    """What a variant is compared with: Ablation-CAM, and random groups in the same numbers."""
+    """What a variant is compared with: Ablation-CAM, and random groups of the same number."""
     ablation = [other for other in variants if other.method == _ABLATION]
     same = [other for other in ablation if other.weighting == variant.weighting] or ablation
     references = same[:1] if variant.method != _ABLATION else []

@@ -1,23 +1,28 @@
-"""The loop: each image is read once, each method explains it, each map is judged, each row is kept.
+"""The loop: each image is read once, explained by each method, judged, and its rows are written.
 
-The images are cut into batches before anything runs, so that what is in a batch depends neither on
-the number of processes nor on how often the run was interrupted. So does every number.
+The images are divided into batches before anything runs. So the images of a batch, and all numbers,
+depend neither on the number of processes nor on interruptions.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_clustered.evaluation.plan import Variant
-from captum_clustered.evaluation.records import Key, Row, Rows, key_of
+from captum_clustered.evaluation.variants import Key, Row, Variant, key_of
 
-__all__ = ["Loaded", "Task", "Work", "run", "share"]
+if TYPE_CHECKING:
+    from captum_clustered.evaluation.records import Rows
+
+__all__ = ["Loaded", "Task", "Work", "place_of", "run", "share"]
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,23 @@ class Task:
         case (str or None): Which images belong together.
         label (int or None): Its class according to the data.
         load (callable): Reads it.
+        target (int or None): The class to explain; None for the predicted one.
     """
 
     image: str
     case: str | None
     label: int | None
     load: Callable[[], Loaded]
+    target: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """An image as the model takes it.
+    """An image or a volume as the model takes it.
 
     Attributes:
-        pixels (Tensor): `(C, H, W)`.
-        inside (Tensor or None): bool `(1, H, W)`, where the object is.
+        pixels (Tensor): `(C, *spatial)`.
+        inside (Tensor or None): bool `(1, *spatial)`, where the object is.
     """
 
     pixels: Tensor
@@ -52,16 +59,15 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What :func:`run` does with each image; functions, so that none of it is tied to a model.
+    """What :func:`run` does with each image. These are functions, so none of it needs a model.
 
     Attributes:
         tasks (sequence of Task): All images.
-        explainers (mapping): For each variant a function of images `(N, C, H, W)` and
-            ``target=classes`` that gives maps `(N, 1, h, w)`.
-        begin (callable): From the images, their objects or None, and their classes or None, to what
-            all methods share: an object with `images` and `classes`, `(N,)`.
-        measure (callable): From that object, maps and explainer to a dict for each image.
-        target_given (bool): Whether the data's class is to be explained.
+        explainers (mapping): For each variant a function of images `(N, C, *spatial)` and
+            ``target=classes`` that gives maps `(N, 1, *spatial)`.
+        begin (callable): Takes the images, their objects or None, and their classes or None;
+            returns what all methods share, an object with `images` and `classes`, `(N,)`.
+        measure (callable): Takes that object, maps and explainer; returns a dict for each image.
         batch_size (int): Images that are explained together, if they are of one size.
         synchronize (callable or None): Returns when the device has finished.
     """
@@ -70,22 +76,21 @@ class Work:
     explainers: Mapping[Variant, Callable[..., Tensor]]
     begin: Callable[[Tensor, Tensor | None, Tensor | None], Any]
     measure: Callable[[Any, Tensor, Callable[..., Tensor]], list[dict[str, Any]]]
-    target_given: bool = False
     batch_size: int = 1
     synchronize: Callable[[], object] | None = None
 
 
 def share(work: Work, done: Collection[Key], rank: int, size: int) -> list[list[Task]]:
-    """The batches that are left for one process.
+    """The unfinished batches of one process.
 
     Args:
         work (Work): The work.
-        done (collection): Keys of the rows that are there.
+        done (collection): Keys of the rows that exist.
         rank (int): Number of the process.
         size (int): Number of processes.
 
     Returns:
-        *list*: Batches; each unfinished batch is in the share of one process.
+        *list*: Batches; each unfinished batch belongs to exactly one process.
     """
     batches = [
         list(work.tasks[i : i + work.batch_size])
@@ -115,9 +120,9 @@ def run(
     Args:
         work (Work): The work.
         batches (sequence): From :func:`share`.
-        done (collection): Keys of the rows that are there; these are not written again.
+        done (collection): Keys of the rows that exist; these are not written again.
         rows (Rows): Where the rows go.
-        tick (callable, optional): Told the number of rows that were written.
+        tick (callable, optional): Is given the number of rows that were written.
     """
     warm: set[str] = set()
 
@@ -132,7 +137,7 @@ def run(
         for task in batch:
             try:
                 loaded.append((task, task.load()))
-            except Exception as error:  # decoders and transforms raise what they like
+            except Exception as error:  # a decoder or a transform may raise anything
                 for variant in variants:
                     keep(task, variant, _failed(error))
         sizes = {image.pixels.shape for _, image in loaded}
@@ -145,16 +150,17 @@ def run(
 
 
 def _begun(work: Work, group: Sequence[tuple[Task, Loaded]]) -> list[tuple[list[Task], Any]]:
-    """What the methods share, for the images together; one by one if that fails."""
+    """What the methods share, computed for the images together, or one by one if that fails."""
     tasks = [task for task, _ in group]
+    targets = [task.target for task in tasks]
     try:
         inside = [image.inside for _, image in group if image.inside is not None]
         shared = work.begin(
             torch.stack([image.pixels for _, image in group]),
             torch.stack(inside) if inside else None,
-            torch.tensor([task.label for task in tasks]) if work.target_given else None,
+            None if None in targets else torch.tensor(targets),
         )
-    except Exception as error:  # it is the user's model
+    except Exception as error:  # the user's model may raise anything
         if len(group) > 1:
             return [begun for one in group for begun in _begun(work, [one])]
         shared = error
@@ -164,19 +170,19 @@ def _begun(work: Work, group: Sequence[tuple[Task, Loaded]]) -> list[tuple[list[
 def _rows(
     work: Work, tasks: Sequence[Task], shared: Any, variant: Variant, warm: set[str]
 ) -> list[tuple[Task, Row]]:
-    """The rows of one variant; if it fails for the images together, one by one."""
+    """The rows of one variant, computed for the images together, or one by one if that fails."""
     if isinstance(shared, Exception):
         return [(task, _failed(shared)) for task in tasks]
     explain = work.explainers[variant]
     try:
-        if variant.method not in warm:  # what loads or is tuned in a first call is not its time
+        if variant.method not in warm:  # the time of a first call includes loading and tuning
             explain(shared.images, target=shared.classes)
             warm.add(variant.method)
         start = _now(work)
         heatmaps = explain(shared.images, target=shared.classes)
         seconds = (_now(work) - start) / len(tasks)
         measured = work.measure(shared, heatmaps, explain)
-    except Exception as error:  # it is the user's model
+    except Exception as error:  # model, method or metric may raise anything
         if len(tasks) == 1:
             return [(tasks[0], _failed(error))]
         return [
@@ -218,4 +224,32 @@ def _judged(found: dict[str, Any], target: int, seconds: float) -> Row:
 def _failed(error: Exception) -> Row:
     text = " ".join(str(error).split())
     kind = type(error).__name__
-    return {"status": "failed", "reason": f"{kind}: {text}" if text else kind}
+    return {
+        "status": "failed",
+        "reason": f"{kind}: {text}" if text else kind,
+        "error": kind,
+        "place": place_of(error),
+    }
+
+
+def place_of(error: BaseException) -> str | None:
+    """Where an error was raised first: a file on the import path, and the line.
+
+    Example::
+
+        >>> import json
+        >>> try:
+        ...     json.loads("{")
+        ... except ValueError as error:
+        ...     place_of(error).partition(":")[0]
+        'json/decoder.py'
+    """
+    while error.__cause__ is not None:  # the error that ours describes
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return None
+    file = frames[-1].filename
+    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    inside = [folder for folder in folders if file.startswith(folder)]
+    return f"{file.removeprefix(max(inside, key=len, default=''))}:{frames[-1].lineno}"

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,7 +79,8 @@ def pointing_game(
 
     Args:
         heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`, of any range and resolution.
-        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, bool or not 0 on the object; of the size in
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, or of volumes `(N, 1, D, H, W)`; bool or not
+            0 on the object; of the size in
             which `tolerance` is meant. :func:`boxes_to_masks` makes them from boxes.
         tolerance (float, optional): In pixels of the mask, Euclidean. Default: 15
         interpolation (str or None, optional): How a map of another size is resized.
@@ -101,7 +103,7 @@ def pointing_game(
         raise ValueError(f"`tolerance` must be a number >= 0; got {tolerance!r}.")
     maps, objects = _pair(heatmaps, masks, interpolation)
     near = _dilated(objects, float(tolerance))
-    peak = maps == maps.flatten(1).amax(1).view(-1, 1, 1, 1)
+    peak = maps == maps.flatten(1).amax(1).reshape(-1, *[1] * (maps.ndim - 1))
     return _share(peak & near, peak, objects)
 
 
@@ -115,7 +117,8 @@ def energy_inside(
     Args:
         heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`; scaled to [0, 1] by minimum and
             maximum.
-        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, bool or not 0 on the object.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, or of volumes `(N, 1, D, H, W)`; bool or not
+            0 on the object.
         interpolation (str or None, optional): How a map of another size is resized.
             Default: ``"bilinear"``
 
@@ -148,7 +151,8 @@ def iou(
     Args:
         heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`; scaled to [0, 1] by minimum and
             maximum.
-        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, bool or not 0 on the object.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, or of volumes `(N, 1, D, H, W)`; bool or not
+            0 on the object.
         threshold (float, optional): In (0, 1]. Default: 0.5
         interpolation (str or None, optional): How a map of another size is resized.
             Default: ``"bilinear"``
@@ -173,13 +177,14 @@ def iou(
 
 
 def _pair(heatmaps: Any, masks: Tensor, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
-    """Maps and masks, both `(N, 1, H, W)`."""
+    """Maps and masks, both `(N, 1, *spatial)`."""
     if not isinstance(masks, Tensor):
         raise TypeError(f"`masks` must be a tensor; got {type(masks).__name__}.")
-    objects = masks if masks.ndim == 4 else masks.unsqueeze(1)
-    if objects.ndim != 4 or objects.shape[1] != 1:
+    objects = masks.unsqueeze(1) if masks.ndim == 3 else masks
+    if objects.ndim not in (4, 5) or objects.shape[1] != 1:
         raise ValueError(
-            f"`masks` must have shape (N, 1, H, W) or (N, H, W); got {tuple(masks.shape)}."
+            "`masks` must have shape (N, 1, H, W) or (N, H, W), or (N, 1, D, H, W) for volumes; "
+            f"got {tuple(masks.shape)}."
         )
     maps = prepare(
         heatmaps,
@@ -205,6 +210,13 @@ def _dilated(objects: Tensor, tolerance: float) -> Tensor:
     radius = int(min(tolerance, max(objects.shape[2:])))
     if radius == 0:
         return objects
+    if objects.ndim == 5:  # a ball as kernel would be too large
+        from scipy.ndimage import distance_transform_edt
+
+        outside = (~objects[:, 0]).cpu().numpy()  # (N, D, H, W)
+        near = np.stack([distance_transform_edt(one) <= tolerance for one in outside])
+        near &= ~outside.all((1, 2, 3), keepdims=True)  # without an object nothing is near it
+        return torch.from_numpy(near).unsqueeze(1).to(objects.device)
     offsets = torch.arange(-radius, radius + 1, device=objects.device)
     disc = offsets[:, None] ** 2 + offsets**2 <= tolerance**2
     found = F.conv2d(objects.float(), disc.float()[None, None], padding=radius)

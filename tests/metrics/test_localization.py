@@ -1,6 +1,7 @@
 """Pointing game, energy inside, intersection over union, against hand-made numbers and loops."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -153,3 +154,20 @@ def test_wrong_numbers():
             ValueError, match=rf"`threshold` must lie in \(0, 1\]; got {threshold!r}"
         ):
             iou(heat, mask, threshold=threshold)
+
+
+def test_a_volume_of_one_slice_is_judged_as_that_slice():
+    torch.manual_seed(1)
+    heat, mask = torch.rand(2, 1, 6, 7), torch.rand(2, 1, 6, 7) > 0.8
+    for metric in (energy_inside, iou, partial(pointing_game, tolerance=2)):
+        flat, deep = metric(heat, mask), metric(heat.unsqueeze(2), mask.unsqueeze(2))
+        torch.testing.assert_close(deep, flat)
+
+
+def test_the_pointing_game_reaches_through_the_slices():
+    heat, mask = torch.zeros(2, 1, 4, 3, 3), torch.zeros(2, 1, 4, 3, 3, dtype=torch.bool)
+    heat[:, 0, 2, 1, 1] = 1
+    mask[0, 0, 0, 1, 1] = True
+    found = [pointing_game(heat, mask, tolerance=t)[0].item() for t in (1, 2)]
+    assert found == [0, 100]
+    assert pointing_game(heat, mask, tolerance=2)[1].isnan()

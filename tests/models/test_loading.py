@@ -339,7 +339,7 @@ NAMES = ["tulip", "Daisy", "crane", "construction crane", "sea", "seashore"]
 @pytest.mark.parametrize(
     ("spec", "index"),
     [
-        ("top", 3),
+        ("predicted", 3),
         ("2", 2),
         (0, 0),
         ("daisy", 1),
@@ -360,7 +360,7 @@ def test_target(spec, index):
         (-1, NAMES, r"got -1\.$"),
         ("dasy", NAMES, r"got 'dasy'\. Close are: daisy"),
         ("cran", NAMES, r"'cran' is in 2 names: crane \(2\), construction crane \(3\)\. Give the"),
-        ("daisy", None, r"an index or 'top' for a model without class names; got 'daisy'"),
+        ("daisy", None, r"an index or 'predicted' for a model without class names; got 'daisy'"),
     ],
 )
 def test_target_that_is_none(spec, names, message):

@@ -1,0 +1,200 @@
+"""Runs a job and finishes it: rows, tables, figures and pages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captum_clustered._files import make_folder, whole, write_text
+from captum_clustered.evaluation import figures, pages, records, report, running
+from captum_clustered.evaluation.variants import Key, Row, key_of
+
+if TYPE_CHECKING:
+    from captum_clustered.evaluation.job import Job
+    from captum_clustered.evaluation.processes import World
+
+__all__ = ["Outcome", "run", "summarize"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of an evaluation.
+
+    Attributes:
+        images (int): Number of images.
+        variants (int): Number of lines of the table.
+        failed (int): Number of images with a row that failed.
+        rows (int): Number of rows.
+        failed_rows (int): Number of rows that failed.
+        files (list[Path]): The files that were written.
+    """
+
+    images: int
+    variants: int
+    failed: int
+    rows: int
+    failed_rows: int
+    files: list[Path]
+
+
+def summarize(outcome: Outcome) -> str:
+    """Describes an outcome in words."""
+    lines = [f"{outcome.images} images, {outcome.variants} variants"]
+    if outcome.failed:
+        counted = "1 image" if outcome.failed == 1 else f"{outcome.failed} images"
+        lines[0] += f"; {counted} failed, rows.jsonl says why"
+    return "\n".join([*lines, *[f"  {path}" for path in outcome.files]])
+
+
+def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome | None:
+    """Makes the rows that are missing; the first process then writes tables, figures and pages.
+
+    Args:
+        job (Job): From :func:`captum_clustered.evaluation.job.prepare_job`.
+        world (World): The processes.
+        say (callable, optional): Told in a line what goes on. Default: print
+
+    Returns:
+        *Outcome* or *None*: None in all processes but the first.
+
+    Raises:
+        ValueError: If `out` is no folder or has rows of other settings, or if every image failed.
+        OSError: If a row cannot be written, as on a full disk.
+    """
+    out = job.settings.out
+    with _folder(job, world):
+        there = set(records.read_rows(out))
+        batches = running.share(job.work, there, world.rank, world.size)
+        world.wait()  # nobody writes before all have read
+        missing = sum(
+            key_of(task.image, variant) not in there
+            for batch in batches
+            for task in batch
+            for variant in job.variants
+        )
+        if world.leads and there:
+            say(f"{out} has {len(there)} of {len(job.keys)} rows; going on with the others")
+        with records.Rows(out, world.rank) as rows, _bar(missing, world) as tick:
+            try:
+                running.run(job.work, batches, there, rows, tick)
+            except KeyboardInterrupt:
+                say("stopped; the same command goes on from here")
+                raise
+        world.wait()
+        return _finish(job) if world.leads else None
+
+
+@contextmanager
+def _folder(job: Job, world: World) -> Iterator[None]:
+    """Makes and locks the folder of the results, and checks it in all processes."""
+    out = job.settings.out
+    problem = None
+    lock = nullcontext() if not world.leads else records.sole_user(out)
+    if world.leads:
+        try:
+            make_folder(out, "out")
+        except ValueError as error:
+            problem = str(error)
+    problem = world.from_leader(problem)
+    if problem:
+        raise ValueError(problem)
+    with lock:
+        if world.leads:
+            try:
+                records.check_config(out, job.config)
+            except ValueError as error:
+                problem = str(error)
+        problem, compared = world.from_leader((problem, job.config["compared"]))
+        if problem:
+            raise ValueError(problem)
+        if compared != job.config["compared"]:
+            raise ValueError(
+                "the processes must have the same data, model and versions; process "
+                f"{world.rank} has others than process 0."
+            )
+        if not (out / "config.json").exists():
+            raise ValueError(f"`out` must be a folder that all processes share; got {out}.")
+        yield
+
+
+@contextmanager
+def _bar(total: int, world: World) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    # where the bar goes into a file, it must not fill it
+    pause = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(
+        total=total,
+        unit="row",
+        smoothing=0.02,
+        mininterval=pause,
+        file=sys.stderr,
+        disable=not world.leads or not total,
+        desc=None if world.size == 1 else f"process 1 of {world.size}",
+    ) as bar:
+        yield bar.update
+
+
+# --- at the end -----------------------------------------------------------------------------------
+
+
+def _finish(job: Job) -> Outcome:
+    out = job.settings.out
+    rows = records.read_rows(out)
+    records.merge(out, rows, job.keys)
+    columns = [
+        report.Column(name, metric.head, metric.is_rate, metric.unit)
+        for name, metric in job.metrics.items()
+    ]
+    found = report.make_report(
+        rows, job.images, job.variants, columns, job.notes, job.settings.seed
+    )
+    files = [out / "rows.jsonl", out / "config.json", *_write_tables(out, found)]
+    if job.settings.html:
+        files.append(pages.write(out, found, rows, job.images, job.show))
+    files += _write_figures(job, found, rows)
+    failed = [rows[key] for key in job.keys if rows[key]["status"] != "ok"]
+    if len(failed) == len(job.keys):
+        raise ValueError(
+            f"every image failed, the first because of {failed[0]['reason']}"
+            f" ({failed[0].get('place') or 'no place is known'})"
+        )
+    return Outcome(
+        images=len(job.images),
+        variants=len(job.variants),
+        failed=len({row["image"] for row in failed}),
+        rows=len(job.keys),
+        failed_rows=len(failed),
+        files=files,
+    )
+
+
+def _write_tables(out: Path, found: report.Report) -> list[Path]:
+    texts = {
+        out / "summary.csv": report.summary_csv(found),
+        out / "summary.md": report.summary_md(found),
+        out / "summary.tex": report.summary_tex(found),
+        out / "differences.csv": report.differences_csv(found),
+    }
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
+
+
+def _write_figures(job: Job, found: report.Report, rows: Mapping[Key, Row]) -> list[Path]:
+    pictures = {"intervals": figures.intervals(found)}
+    for name, metric in job.metrics.items():
+        if metric.is_curve:
+            pictures[name] = figures.curves(name, rows, job.images, job.variants)
+    files = []
+    for name, figure in pictures.items():
+        for suffix in ("png", "pdf"):
+            path = job.settings.out / f"{name}.{suffix}"
+            with whole(path) as part:
+                figure.savefig(part, format=suffix)
+            files.append(path)
+    return files

@@ -1,0 +1,328 @@
+"""The rows of a table: methods in their variants, from the registry or from outside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from captum_clustered._files import first_line
+from captum_clustered.clustering import as_clusterer
+from captum_clustered.weighting import as_weighting
+
+if TYPE_CHECKING:
+    from captum_clustered.evaluation.plan import Choices
+    from captum_clustered.fills import Fill
+    from captum_clustered.models.prepared import Prepared
+
+__all__ = [
+    "OWN",
+    "Key",
+    "Method",
+    "Outside",
+    "Row",
+    "Variant",
+    "as_methods",
+    "key_of",
+    "make_explainer",
+    "named",
+    "title_of",
+    "variants",
+]
+
+OWN = "own"
+"""Each method keeps its own default."""
+
+Row = dict[str, Any]
+"""What is known of one image and one variant."""
+
+Key = tuple[str, str, int | None, str | None]
+"""What tells a row from all others: image, method, number of groups, weighting."""
+
+_LAYOUT = ("channel_dim", "reshape_transform")
+_TITLES = {
+    "clustered-cam": "Clustered-CAM",
+    "clustered-group-cam": "Clustered Group-CAM",
+    "clustered-opti-cam": "Clustered Opti-CAM",
+    "clustered-score-cam": "Clustered Score-CAM",
+    "random-score-cam": "Random-group Score-CAM",
+    "adaptive-ablation-cam": "Adaptive Ablation-CAM",
+    "ablation-cam": "Ablation-CAM",
+    "ablation-cam-norm": "Ablation-CAM, norm",
+    "egrad-cam": "EGrad-CAM",
+    "group-cam": "Group-CAM",
+    "score-cam": "Score-CAM",
+    "grad-cam": "Grad-CAM",
+    "fake-cam": "Fake-CAM",
+    "random-map": "Random map",
+    "centre-gaussian": "Centre gaussian",
+    "sum-of-maps": "Sum of maps",
+    "random-groups": "Random groups",
+    "contiguous-groups": "Contiguous groups",
+}
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+class Method(Protocol):
+    """What is used of a method, such as :class:`captum_clustered.methods.Method`."""
+
+    @property
+    def factory(self) -> Callable[..., Any]:
+        """``factory(forward_func, layer, **settings)`` makes the explainer."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of the factory, with their defaults."""
+        ...
+
+    @property
+    def control(self) -> bool:
+        """Whether it explains nothing and stands beside the methods for comparison."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A method from outside the registry.
+
+    Attributes:
+        name (str): Its name in rows and tables.
+        factory (callable): ``factory(forward_func, layer)`` makes something with Captum's
+            ``attribute(inputs, target=…)``, such as :class:`captum.attr.LayerGradCam`.
+        control (bool): Whether it is a control.
+
+    Example::
+
+        >>> from captum_clustered import ClusteredLayerAblation
+        >>> Outside("mine", ClusteredLayerAblation).settings["n_clusters"]
+        64
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    control: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword-only arguments of the factory, with their defaults."""
+        try:
+            parameters = inspect.signature(self.factory).parameters.values()
+        except ValueError:  # some callables written in C have no signature
+            return {}
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def as_methods(methods: Mapping[str, Any]) -> dict[str, Method]:
+    """Brings methods into one form.
+
+    Args:
+        methods (mapping): From a name to a :class:`captum_clustered.methods.Method`, or to a
+            callable ``factory(forward_func, layer)``.
+
+    Returns:
+        *dict*: From the same names to methods; callables become :class:`Outside`.
+
+    Raises:
+        TypeError: If one is neither.
+    """
+    found: dict[str, Method] = {}
+    for name, value in methods.items():
+        if hasattr(value, "factory") and hasattr(value, "settings"):
+            found[name] = value
+        elif callable(value):
+            found[name] = Outside(name, value)
+        else:
+            raise TypeError(
+                f"`methods` must hold methods or callables; {name} is {type(value).__name__}. "
+                "Pass a callable (forward_func, layer) that returns the explainer."
+            )
+    return found
+
+
+# --- variants -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: a method with its number of groups and its weighting.
+
+    Attributes:
+        method (str): Its name.
+        clusters (int or None): The number of groups, if the method takes one.
+        weighting (str or None): How drops become weights, if the method takes that.
+        control (bool): Whether the method is a control.
+
+    Example::
+
+        >>> print(Variant("clustered-cam", 16, "drop"))
+        clustered-cam K=16 drop
+    """
+
+    method: str
+    clusters: int | None = None
+    weighting: str | None = None
+    control: bool = False
+
+    def __str__(self) -> str:
+        groups = None if self.clusters is None else f"K={self.clusters}"
+        return " ".join(part for part in (self.method, groups, self.weighting) if part)
+
+
+def key_of(image: str, variant: Variant) -> Key:
+    """What tells a row from all others."""
+    return image, variant.method, variant.clusters, variant.weighting
+
+
+def title_of(variant: Variant) -> str:
+    """A variant in a few words; a method from outside the registry keeps its name.
+
+    Example::
+
+        >>> title_of(Variant("random-groups", 16, "drop_per_map", True))
+        'Random groups, K=16, drop per map'
+    """
+    name = _TITLES.get(variant.method, variant.method)
+    groups = None if variant.clusters is None else f"K={variant.clusters}"
+    weighting = None if variant.weighting is None else variant.weighting.replace("_", " ")
+    return ", ".join(part for part in (name, groups, weighting) if part)
+
+
+def variants(
+    choices: Choices, methods: Mapping[str, Method], controls: bool = False
+) -> list[Variant]:
+    """The rows of the table: the methods in the order in which they were named, then the controls.
+
+    A method has a row for each of the chosen numbers of groups and weightings that it takes, and
+    one row of its own defaults if none was chosen. A number is not taken by a method without
+    groups, nor by one whose clusterer ignores it.
+
+    Args:
+        choices (Choices): The choices.
+        methods (mapping): All methods by name; the controls are among them.
+        controls (bool, optional): Whether the controls are added. Default: False
+
+    Returns:
+        *list[Variant]*: Without repetitions.
+
+    Raises:
+        ValueError: If a method, the clusterer or a weighting is unknown.
+
+    Example::
+
+        >>> from captum_clustered.methods import METHODS
+        >>> from captum_clustered.evaluation.plan import Choices
+        >>> choices = Choices(model="resnet18", methods=("clustered-cam", "grad-cam"))
+        >>> [str(variant) for variant in variants(choices, METHODS)]
+        ['clustered-cam K=64 drop_per_map', 'grad-cam']
+    """
+    unknown = [name for name in choices.methods if name not in methods]
+    if unknown:
+        raise ValueError(
+            f"`methods` must be among {', '.join(methods)}, or module:callable; got "
+            f"{', '.join(unknown)}."
+        )
+    if choices.clusterer != OWN:
+        as_clusterer(choices.clusterer, 1)
+    for name in choices.weightings:
+        as_weighting(name)
+    added = [name for name, method in methods.items() if method.control] if controls else []
+    return list(
+        dict.fromkeys(
+            Variant(name, number, weighting, methods[name].control)
+            for name in (*choices.methods, *added)
+            for number in _numbers(methods[name], choices)
+            for weighting in _weightings(methods[name], choices)
+        )
+    )
+
+
+def _numbers(method: Method, choices: Choices) -> Sequence[int | None]:
+    known = method.settings
+    if "n_clusters" not in known:
+        return (None,)
+    if "clusterer" in known:
+        clusterer = known["clusterer"] if choices.clusterer == OWN else choices.clusterer
+        if as_clusterer(clusterer, 2) == as_clusterer(clusterer, 3):  # it ignores the number
+            return (None,)
+    own = known["n_clusters"]
+    return choices.clusters or (own if isinstance(own, int) else None,)
+
+
+def _weightings(method: Method, choices: Choices) -> Sequence[str | None]:
+    known = method.settings
+    if "weighting" not in known:
+        return (None,)
+    own = known["weighting"]
+    return choices.weightings or (own if isinstance(own, str) else None,)
+
+
+def make_explainer(
+    variant: Variant,
+    method: Method,
+    prepared: Prepared,
+    *,
+    clusterer: str = OWN,
+    seed: int = 0,
+    mask_fill: Fill | None = None,
+) -> Any:
+    """Makes the explainer of a variant.
+
+    Args:
+        variant (Variant): From :func:`variants`.
+        method (Method): The method that it names.
+        prepared (Prepared): The model with its layer.
+        clusterer (str, optional): What groups the maps. Default: ``"own"``, the method's own
+        seed (int, optional): Of the clusterer and of all that the method draws. Default: 0
+        mask_fill (Fill, optional): What a method that masks the image puts in the hidden part.
+            Default: None (the method's own)
+
+    Returns:
+        *LayerAttribution*: What the method's factory made.
+
+    Raises:
+        ValueError: If the layer needs `channel_dim` or `reshape_transform` and a method from
+            outside does not take them, or if its factory fails.
+    """
+    known = method.settings
+    chosen: dict[str, Any] = {}
+    if variant.clusters is not None:
+        chosen["n_clusters"] = variant.clusters
+    if "clusterer" in known:
+        name = known["clusterer"] if clusterer == OWN else clusterer
+        chosen["clusterer"] = as_clusterer(name, variant.clusters or 1, seed)
+    if variant.weighting is not None:
+        chosen["weighting"] = variant.weighting
+    if "seed" in known:
+        chosen["seed"] = seed
+    if "fill" in known and mask_fill is not None:
+        chosen["fill"] = mask_fill
+    layer = prepared.layer
+    if all(name in known for name in _LAYOUT):
+        chosen |= {name: getattr(layer, name) for name in _LAYOUT}
+    elif layer.channel_dim != 1 or layer.reshape_transform is not None:
+        raise ValueError(
+            f"`method` {variant.method} must take {' and '.join(_LAYOUT)} as keyword-only "
+            f"arguments for layer {layer.name}, whose maps are not on axis 1; it does not."
+        )
+    with named(method):
+        return method.factory(prepared.model, layer.layer, **chosen)
+
+
+@contextmanager
+def named(method: Method) -> Iterator[None]:
+    """Names a method from outside in the errors that it raises.
+
+    Raises:
+        ValueError: In place of any error of such a method.
+    """
+    try:
+        yield
+    except Exception as error:  # the user's code may raise anything
+        if not isinstance(method, Outside):
+            raise
+        raise ValueError(f"`method` {method.name} failed ({first_line(error)}).") from error
