@@ -1,6 +1,6 @@
-"""``python -m benchmarks``: measurements that anyone can make again.
+"""``python -m benchmarks``: measurements that anyone can repeat.
 
-Every command writes one JSON file; ``report`` makes the page with tables and figures of them.
+Every command writes one JSON file. ``report`` makes the page with tables and figures from them.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.commands import program, run, say
 from captum_clustered.evaluation.plan import listed, numbers
 
 _RESULTS = Path("benchmarks/results")
 
-app = typer.Typer(
-    name="python -m benchmarks",
-    help="Speed, memory and faithfulness against Captum and the other CAM libraries.",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = program(
+    "python -m benchmarks",
+    "Speed, memory and faithfulness against Captum and the other CAM libraries.",
 )
 
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results.")]
@@ -33,8 +30,9 @@ Rounds = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="The most rounds; by default 11, or 15.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Threads of torch; by default its own wish.")
+    int | None, typer.Option(metavar="N", min=1, help="Threads of torch; by default torch decides.")
 ]
+Names = Annotated[str, typer.Option(metavar="NAMES", help="By default a few, with --full more.")]
 
 
 def _threads(number: int | None) -> None:
@@ -42,10 +40,6 @@ def _threads(number: int | None) -> None:
 
     if number is not None:
         torch.set_num_threads(number)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 @app.command()
@@ -59,13 +53,13 @@ def runtime(
     ] = "",
     clusters: Clusters = "16,64,256",
     part: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Perturbations of slow methods.")
+        int, typer.Option(metavar="N", min=1, help="The most perturbations of slow methods.")
     ] = 16,
     rounds: Rounds = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            metavar="S", help="After these, and three rounds, no further one begins; 12, or 240."
+            metavar="S", help="When no further round begins, after the third; 12, or 240."
         ),
     ] = None,
     threads: Threads = None,
@@ -95,7 +89,7 @@ def runtime(
         settings,
         cases,
         lambda key: command.measure(key, cases[key], counts, part, repeats, budget),
-        _say,
+        say,
     )
 
 
@@ -113,7 +107,7 @@ def memory(
     cases = command.cases(listed(networks), full)
     counts = numbers(clusters)
     settings = {"full": full, "cases": cases, "clusters": counts}
-    results.collect("memory", out, settings, cases, lambda key: command.measure(key, counts), _say)
+    results.collect("memory", out, settings, cases, lambda key: command.measure(key, counts), say)
 
 
 @app.command()
@@ -141,14 +135,11 @@ def scaling(
         {"full": full, **asdict(plan)},
         command.cases(plan),
         lambda key: command.measure(key, plan),
-        _say,
+        say,
         command.fits,
     )
     for fit in results.read(path.parent)["scaling"]["fits"]:
-        typer.echo(
-            f"{fit['axis']}: time grows with the power {fit['exponent']:.2f}; "
-            f"{1e3 * fit['fixed_seconds']:.1f} ms + {1e3 * fit['seconds_per_unit']:.3f} ms per unit"
-        )
+        typer.echo(f"{fit['axis']}: {command.described(fit)}")
 
 
 @app.command()
@@ -161,13 +152,9 @@ def faithfulness(
         str, typer.Option(metavar="NAME", help="As for captum-clustered evaluate.")
     ] = "efficientnet-lite0",
     layer: Annotated[str, typer.Option(metavar="NAME", help="Dotted name, or auto.")] = "auto",
-    methods: Annotated[
-        str, typer.Option(metavar="NAMES", help="By default a few, with --full all.")
-    ] = "",
-    clusters: Annotated[str, typer.Option(metavar="NUMBERS", help="Numbers of groups.")] = "16,64",
-    metrics: Annotated[
-        str, typer.Option(metavar="NAMES", help="As for captum-clustered evaluate.")
-    ] = "",
+    methods: Names = "",
+    clusters: Clusters = "16,64",
+    metrics: Names = "",
     weights: Annotated[
         str, typer.Option(metavar="NAME", help="default (the published weights) or none.")
     ] = "default",
@@ -184,50 +171,29 @@ def faithfulness(
     """Metrics of the maps on folders of images, those of the other libraries among them."""
     from benchmarks import faithfulness as command
     from benchmarks import results
-    from captum_clustered.evaluation import Settings
 
     _threads(threads)
-    chosen = listed(methods) or (command.FULL if full else command.QUICK)
-    judged = listed(metrics) or (command.FULL_METRICS if full else command.QUICK_METRICS)
-    folders = {f"{folder.name}/{model}": folder for folder in data}
-    if len(folders) < len(data):
-        raise ValueError("`data` must be folders of different names; got two of one name.")
-    number = limit if limit is not None or full else 12
-    wanted = {
-        key: Settings(
-            data=folder,
-            model=model,
-            out=out / "evaluations" / key.replace("/", "-").replace(":", "-"),
-            methods=tuple(chosen),
-            layer=layer,
-            clusters=numbers(clusters),
-            metrics=tuple(judged),
-            limit=number,
-            weights=weights,
-            checkpoint=checkpoint,
-        )
-        for key, folder in folders.items()
-    }
-    settings = {
-        "full": full,
-        "cases": list(folders),
-        "model": model,
-        "layer": layer,
-        "methods": list(chosen),
-        "clusters": numbers(clusters),
-        "metrics": list(judged),
-        "limit": number,
-        "weights": weights,
-        "checkpoint": None if checkpoint is None else checkpoint.name,
-    }
+    plan = command.Plan(
+        data=tuple(data),
+        model=model,
+        layer=layer,
+        methods=listed(methods) or (command.FULL if full else command.QUICK),
+        clusters=numbers(clusters),
+        metrics=listed(metrics) or (command.FULL_METRICS if full else command.QUICK_METRICS),
+        weights=weights,
+        checkpoint=checkpoint,
+        limit=limit if limit is not None or full else 12,
+        full=full,
+    )
+    cases = plan.cases(out)
     results.collect(
         "faithfulness",
         out,
-        settings,
-        wanted,
-        lambda key: command.measure(wanted[key], _say),
-        _say,
-        lambda _: {"conventions": {k: command.conventions(wanted[k].out) for k in wanted}},
+        plan.record(),
+        cases,
+        lambda key: command.measure(cases[key], say),
+        say,
+        lambda _: {"conventions": {key: command.conventions(cases[key].out) for key in cases}},
     )
 
 
@@ -239,7 +205,7 @@ def zoo(
     full: Full = False,
     out: Out = _RESULTS,
 ) -> None:
-    """Every architecture: does it run, by which path, and is it equal to the full one?"""
+    """Every architecture: does it run, by which path, and does it agree with the full path?"""
     from benchmarks import results
     from benchmarks import zoo as command
 
@@ -251,7 +217,7 @@ def zoo(
         if missing:
             raise ValueError(f"`only` must name networks of the zoo; got {', '.join(missing)}.")
     settings = {"full": full, "only": names}
-    results.collect("zoo", out, settings, cases, command.measure, _say)
+    results.collect("zoo", out, settings, cases, command.measure, say)
 
 
 @app.command()
@@ -266,31 +232,22 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="A page whose marked table is renewed.")
     ] = None,
 ) -> None:
-    """The page with tables and figures, made of the results."""
-    from benchmarks.pages import document
+    """The page with tables and figures, made from the results."""
+    from benchmarks.pages import renew
     from benchmarks.report import short, write
     from benchmarks.results import read
-    from captum_clustered._files import whole
 
     written = write(results, docs)
     if readme is not None:
-        renewed = document(readme.read_text(encoding="utf-8"), short(read(results)))
-        with whole(readme) as part:
-            part.write_text(renewed, encoding="utf-8")
+        renew(readme, short(read(results)))
         written.append(readme)
     for path in written:
         typer.echo(str(path))
 
 
 def main() -> None:
-    """Runs the commands; what a user can put right is said in one line."""
-    import sys
-
-    try:
-        app()
-    except (ValueError, ImportError) as error:
-        _say(f"python -m benchmarks: {error}")
-        sys.exit(2)
+    """Runs the program."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_clustered import ClusteredLayerAblation
 from captum_clustered.layers import TargetLayer, find_layer
+from captum_clustered.models import load
 
-__all__ = ["NETWORKS", "Case", "Network", "build", "settle", "spread_last_layer"]
+__all__ = [
+    "NETWORKS",
+    "Case",
+    "Network",
+    "build",
+    "build_case",
+    "cases_of",
+    "described",
+    "output_of",
+    "settle",
+    "spread_last_layer",
+]
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,8 @@ class Case:
     Attributes:
         model (nn.Module): In evaluation mode.
         inputs (Tensor): `(N, ...)`.
-        target (int): The class whose score is explained: the highest on average, so that it is not
-            negative where a method would turn its map round.
+        target (int): The class whose score is explained. It is the class with the highest mean
+            score, since some methods invert the map of a negative score.
         found (TargetLayer): The layer and how its output is read.
         maps (int): Number of the layer's maps.
     """
@@ -61,9 +75,21 @@ class Case:
         """Whether the maps lie on axis 1."""
         return self.found.channel_dim == 1
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments by which an explainer reads the layer's output."""
+        return {
+            "channel_dim": self.found.channel_dim,
+            "reshape_transform": self.found.reshape_transform,
+        }
+
+    def explainer(self, **settings: Any) -> ClusteredLayerAblation:
+        """This package's explainer for the layer, with these settings."""
+        return ClusteredLayerAblation(self.model, self.layer, **self.settings, **settings)
+
 
 class Tiny(nn.Module):
-    """A network that is done at once, for trying the benchmarks out."""
+    """A very small network, to try the benchmarks out."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
@@ -89,8 +115,6 @@ def _vision(name: str) -> Callable[[], nn.Module]:
 
 
 def _lite0() -> nn.Module:
-    from captum_clustered.models import load
-
     return load("efficientnet-lite0", weights="none").model
 
 
@@ -128,11 +152,56 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
         )
     }
 )
-"""The networks by name. ``tiny`` is for trying the benchmarks out and is in no table."""
+"""The networks by name. ``tiny`` is there to try the benchmarks out and is in no table."""
+
+
+def cases_of(names: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """The cases that a user asked for, as ``network/layer/batch``.
+
+    Args:
+        names (sequence of str, optional): Networks, or first parts of cases such as
+            ``resnet50/layer4``. All known cases if there are none. A network without a known case
+            is measured at all its layers, with one and with two inputs.
+        known (sequence of str): The cases of the run.
+
+    Raises:
+        ValueError: If a name is neither a network nor the first part of a known case.
+
+    Example::
+
+        >>> cases_of(["resnet50", "tiny"], ["resnet50/layer4/1", "vgg16/features/1"])
+        ['resnet50/layer4/1', 'tiny/body/1', 'tiny/body/2', 'tiny/stem/1', 'tiny/stem/2']
+    """
+    if not names:
+        return list(known)
+    found: dict[str, None] = {}
+    for name in names:
+        own = [case for case in known if f"{case}/".startswith(f"{name}/")]
+        if name in NETWORKS and not own:
+            own = [f"{name}/{layer}/{batch}" for layer in NETWORKS[name].layers for batch in (1, 2)]
+        if not own:
+            raise ValueError(
+                f"`networks` must be among {', '.join(NETWORKS)}, or the beginning of one of the "
+                f"cases {', '.join(known)}; got {name}."
+            )
+        found.update(dict.fromkeys(own))
+    return list(found)
+
+
+def build_case(key: str) -> Case:
+    """The case of a key ``network/layer/batch``, see :func:`build`."""
+    network, layer, batch = key.split("/")
+    return build(network, layer, int(batch))
+
+
+def described(key: str, case: Case) -> dict[str, Any]:
+    """What the rows of a case begin with."""
+    network, layer, batch = key.split("/")
+    return {"network": network, "layer": layer, "batch": int(batch), "maps": case.maps}
 
 
 def build(network: str, layer: str, batch: int, seed: int = 0) -> Case:
-    """Makes a case; the same one for the same arguments.
+    """Makes a case. The same arguments give the same case.
 
     Args:
         network (str): A key of :data:`NETWORKS`.
@@ -162,18 +231,22 @@ def build(network: str, layer: str, batch: int, seed: int = 0) -> Case:
         settle(model, torch.rand(2, *chosen.shape))
         inputs = torch.rand(batch, *chosen.shape)
     found = find_layer(model, layer, inputs[:1])
-    shapes: list[torch.Size] = []
-    hook = found.layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
-    try:
-        with torch.no_grad():
-            target = int(model(inputs).mean(0).argmax())
-    finally:
-        hook.remove()
-    return Case(model, inputs, target, found, shapes[0][found.channel_dim])
+    scores, maps = output_of(model, found.layer, inputs)
+    target = int(scores.mean(0).argmax())
+    return Case(model, inputs, target, found, maps.shape[found.channel_dim])
+
+
+@torch.no_grad()
+def output_of(model: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What the model and what a layer of it returns for these inputs."""
+    found: list[Tensor] = []
+    with layer.register_forward_hook(lambda _, __, output: found.append(output)):
+        scores = model(inputs)
+    return scores, found[0]
 
 
 def spread_last_layer(model: nn.Module) -> None:
-    """Draws weights that start at zero, as in a transformer's head: all scores would be zero."""
+    """Draws weights that start at zero. A transformer's head has such: all scores would be zero."""
     for parameter in model.parameters():
         if not parameter.any() and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
@@ -181,7 +254,7 @@ def spread_last_layer(model: nn.Module) -> None:
 
 @torch.no_grad()
 def settle(model: nn.Module, inputs: Tensor) -> None:
-    """Sets the statistics of batch norm to those of some inputs: untrained, the maps may vanish."""
+    """Gives batch norm the statistics of some inputs. Without them, untrained maps may vanish."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return

@@ -5,22 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from unittest import mock
 
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from benchmarks.peers import Reshape, output_of_input, pytorch_grad_cam_map, torchcam_map
+from benchmarks.peers import Reshape, Wanted, output_of_input, pytorch_grad_cam_map, torchcam_map
 from benchmarks.results import Row
-from captum_clustered import evaluation, methods
-from captum_clustered.evaluation import Settings
-from captum_clustered.methods import Method
+from captum_clustered.evaluation import Settings, evaluate
+from captum_clustered.methods import METHODS
 
 __all__ = [
     "FULL",
@@ -28,8 +27,8 @@ __all__ = [
     "PEERS",
     "QUICK",
     "QUICK_METRICS",
+    "Plan",
     "measure",
-    "peers_among_the_methods",
 ]
 
 QUICK = (
@@ -50,7 +49,7 @@ FULL = (
     "pytorch-grad-cam-ablation",
     "torchcam-score-cam",
 )
-"""The methods of a full run; the last two take half a minute for an image."""
+"""The methods of a full run. The last two take half a minute for each image."""
 
 QUICK_METRICS = ("adc", "pic")
 FULL_METRICS = (*QUICK_METRICS, "adcc", "insertion", "deletion")
@@ -63,9 +62,9 @@ class Peer(LayerAttribution):
     Args:
         forward_func (nn.Module): The model.
         layer (nn.Module): The layer.
-        explain (callable): ``explain(model, layer, inputs, classes, reshape)``.
-        channel_dim (int, optional): Not needed: `reshape_transform` says enough. Default: 1
-        reshape_transform (callable, optional): Makes maps of tokens. Default: None
+        explain (callable): From a :class:`benchmarks.peers.Wanted` to the map.
+        channel_dim (int, optional): The axis of the maps. Default: 1
+        reshape_transform (callable, optional): Turns tokens into maps. Default: None
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Peer(LayerAttribution):
         forward_func: nn.Module,
         layer: nn.Module,
         *,
-        explain: Callable[..., Tensor],
+        explain: Callable[[Wanted], Tensor],
         channel_dim: int = 1,
         reshape_transform: Reshape = None,
     ) -> None:
@@ -89,108 +88,145 @@ class Peer(LayerAttribution):
         """Maps `(N, 1, h, w)`, nowhere negative."""
         classes = [int(index) for index in target]
         model: Any = self.forward_func
-        with warnings.catch_warnings():
+        place = output_of_input(model, self.layer) if attribute_to_layer_input else None
+        with warnings.catch_warnings(), place or nullcontext(self.layer) as layer:
             warnings.simplefilter("ignore")
-            if attribute_to_layer_input:
-                with output_of_input(model, self.layer) as layer:
-                    heat = self.explain(model, layer, inputs, classes, self.reshape)
-            else:
-                heat = self.explain(model, self.layer, inputs, classes, self.reshape)
-        # what autograd keeps in the parameters is not the caller's wish
+            heat = self.explain(Wanted(model, layer, inputs, classes, self.reshape))
+        # these libraries leave gradients in the parameters
         model.zero_grad(set_to_none=True)
         return heat.detach().clone().to(inputs.device).relu()
 
 
-def _peer(
-    name: str, description: str, explain: Callable[..., Tensor], gradient: bool = False
-) -> Method:
-    factory: Any = partial(Peer, explain=explain)
-    return Method(name, description, factory, fixed=("explain",), needs_gradient=gradient)
-
-
-PEERS = MappingProxyType(
+PEERS: Mapping[str, Callable[..., Peer]] = MappingProxyType(
     {
-        method.name: method
-        for method in (
-            _peer(
-                "torchcam-grad-cam", "GradCAM of torchcam", partial(torchcam_map, "GradCAM"), True
-            ),
-            _peer("torchcam-score-cam", "ScoreCAM of torchcam", partial(torchcam_map, "ScoreCAM")),
-            _peer(
-                "pytorch-grad-cam",
-                "GradCAM of pytorch-grad-cam",
-                partial(pytorch_grad_cam_map, "GradCAM"),
-                True,
-            ),
-            _peer(
-                "pytorch-grad-cam-ablation",
-                "AblationCAM of pytorch-grad-cam",
-                partial(pytorch_grad_cam_map, "AblationCAM"),
-            ),
-        )
+        "torchcam-grad-cam": partial(Peer, explain=partial(torchcam_map, "GradCAM")),
+        "torchcam-score-cam": partial(Peer, explain=partial(torchcam_map, "ScoreCAM")),
+        "pytorch-grad-cam": partial(Peer, explain=partial(pytorch_grad_cam_map, "GradCAM")),
+        "pytorch-grad-cam-ablation": partial(
+            Peer, explain=partial(pytorch_grad_cam_map, "AblationCAM")
+        ),
     }
 )
-"""The other libraries' methods by the name that the table gives them."""
+"""The other libraries' methods by their names in the tables."""
 
 
-@contextmanager
-def peers_among_the_methods() -> Iterator[None]:
-    """While it is open, `captum_clustered.methods` knows the other libraries' methods too."""
-    more = MappingProxyType({**methods.METHODS, **PEERS})
-    with mock.patch.object(methods, "METHODS", more):
-        yield
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    Attributes:
+        data (sequence of Path): Folders or CSV files, all of different names.
+        model (str): As for ``captum-clustered evaluate``, like all that follows.
+        layer (str): Dotted name, or ``"auto"``.
+        methods (tuple[str, ...]): Names, also from :data:`PEERS`.
+        clusters (tuple[int, ...]): Numbers of groups. All methods with groups have k-means, so that
+            they differ in nothing else.
+        metrics (tuple[str, ...]): Names.
+        weights (str): ``"default"`` or ``"none"``.
+        checkpoint (Path or None): State dict of the model.
+        limit (int or None): Number of images; None for all.
+        full (bool): Whether it is the long run.
+    """
+
+    data: Sequence[Path]
+    model: str
+    layer: str = "auto"
+    methods: tuple[str, ...] = QUICK
+    clusters: tuple[int, ...] = (16, 64)
+    metrics: tuple[str, ...] = QUICK_METRICS
+    weights: str = "default"
+    checkpoint: Path | None = None
+    limit: int | None = None
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        names = [folder.name for folder in self.data]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"`data` must be folders of different names; got {', '.join(names)}. Rename one."
+            )
+
+    def cases(self, out: Path) -> dict[str, Settings]:
+        """The evaluations by the keys of the cases, ``data/model``.
+
+        Args:
+            out (Path): Folder of the results.
+        """
+        return {key: self._settings(key, folder, out) for key, folder in self._keys().items()}
+
+    def _keys(self) -> dict[str, Path]:
+        return {f"{folder.name}/{self.model}": folder for folder in self.data}
+
+    def _settings(self, key: str, folder: Path, out: Path) -> Settings:
+        return Settings(
+            data=folder,
+            model=self.model,
+            out=out / "evaluations" / key.replace("/", "-").replace(":", "-"),
+            methods=self.methods,
+            layer=self.layer,
+            clusters=self.clusters,
+            clusterer="kmeans",
+            weightings=("drop_per_map",),
+            metrics=self.metrics,
+            limit=self.limit,
+            weights=self.weights,
+            checkpoint=self.checkpoint,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The settings in the form of the results, without names of folders."""
+        known = asdict(self)
+        del known["data"]
+        checkpoint = None if self.checkpoint is None else self.checkpoint.name
+        return {**known, "checkpoint": checkpoint, "cases": list(self._keys())}
 
 
 def measure(settings: Settings, say: Callable[[str], object] = print) -> list[Row]:
-    """Evaluates the methods on a folder; goes on where an earlier call stopped.
+    """Evaluates the methods on a folder, or goes on where an earlier call stopped.
 
     Args:
         settings (Settings): As for :func:`captum_clustered.evaluation.evaluate`; `methods` may name
             those of :data:`PEERS`.
-        say (callable, optional): Told in a line what goes on. Default: print
+        say (callable, optional): Called with a line that says what goes on. Default: print
 
     Returns:
         *list*: A row for each variant; none in a process other than the first.
     """
-    with peers_among_the_methods():
-        outcome = evaluation.evaluate(settings, say)
+    outcome = evaluate(settings, say, methods={**METHODS, **PEERS})
     return [] if outcome is None else read(settings.out, settings.data.name)
 
 
 def read(folder: Path, data: str) -> list[Row]:
-    """The rows that the folder of an evaluation has, in the form of the benchmarks."""
+    """The table of an evaluation in the form of the results."""
     compared = json.loads((folder / "config.json").read_text(encoding="utf-8"))["compared"]
+    head = {"data": data, "model": compared["model"], "layer": compared["layer"]}
     names = [*compared["metrics"], "area"]
-    rows = []
     with (folder / "summary.csv").open(encoding="utf-8", newline="") as file:
-        for record in csv.DictReader(file):
-            rows.append(
-                {
-                    "data": data,
-                    "model": compared["model"],
-                    "layer": compared["layer"],
-                    "method": record["method"],
-                    "library": _library(record["method"]),
-                    "clusters": int(record["clusters"]) if record["clusters"] else None,
-                    "weighting": record["weighting"] or None,
-                    "control": record["control"] == "1",
-                    "images": int(record["images"]),
-                    "failed": int(record["failed"]),
-                    "flat": int(record["flat"]) if record.get("flat") else None,
-                    "seconds": _number(record["seconds_median"]),
-                    "metrics": {
-                        name: {
-                            "mean": _number(record[name]),
-                            "low": _number(record[f"{name}_low"]),
-                            "high": _number(record[f"{name}_high"]),
-                            "n": int(record[f"{name}_n"]),
-                        }
-                        for name in names
-                        if name in record
-                    },
-                }
-            )
-    return rows
+        return [{**head, **_row(record, names)} for record in csv.DictReader(file)]
+
+
+def _row(record: Mapping[str, str], names: Sequence[str]) -> Row:
+    return {
+        "method": record["method"],
+        "library": _library(record["method"]),
+        "clusters": int(record["clusters"]) if record["clusters"] else None,
+        "weighting": record["weighting"] or None,
+        "control": record["control"] == "1",
+        "images": int(record["images"]),
+        "failed": int(record["failed"]),
+        "flat": int(record["flat"]) if record.get("flat") else None,
+        "seconds": _number(record["seconds_median"]),
+        "metrics": {name: _metric(record, name) for name in names if name in record},
+    }
+
+
+def _metric(record: Mapping[str, str], name: str) -> Row:
+    return {
+        "mean": _number(record[name]),
+        "low": _number(record[f"{name}_low"]),
+        "high": _number(record[f"{name}_high"]),
+        "n": int(record[f"{name}_n"]),
+    }
 
 
 def conventions(folder: Path) -> dict[str, Any]:

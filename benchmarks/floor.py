@@ -1,8 +1,9 @@
-"""The physical floor: what any method of this kind must compute, counted in operations."""
+"""The floor: the operations that any method of this kind has to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +16,7 @@ __all__ = ["Flops", "flops"]
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating point operations of a case's inputs, multiplications and additions counted each.
+    """Floating point operations for a case's inputs; a multiply-add counts as two.
 
     Attributes:
         forward (int): Of one forward pass.
@@ -35,6 +36,29 @@ class Flops:
         """
         return self.forward + groups * self.behind
 
+    def row(self, groups: int, forward: float, seconds: float) -> dict[str, Any]:
+        """The floor in the form of the results.
+
+        Args:
+            groups (int): Number of groups.
+            forward (float): Seconds of a plain forward pass.
+            seconds (float): Seconds of the method, which are compared with the floor.
+
+        Example::
+
+            >>> Flops(forward=100, behind=3).row(groups=10, forward=1.0, seconds=2.6)["ratio"]
+            2.0
+        """
+        floor = self.floor(groups)
+        least = forward * floor / self.forward
+        return {
+            "forward_flops": self.forward,
+            "behind_flops": self.behind,
+            "flops": floor,
+            "seconds": least,
+            "ratio": seconds / least,
+        }
+
 
 def flops(case: Case) -> Flops:
     """Counts the operations of matrix products, convolutions and attention.
@@ -48,15 +72,17 @@ def flops(case: Case) -> Flops:
     counter = FlopCounterMode(display=False)
     before: list[int] = []
     fast = torch.backends.mha.get_fastpath_enabled()
-    hook = case.layer.register_forward_hook(
-        lambda *_: before.append(int(counter.get_total_flops()))
-    )
+
+    def note(*_: object) -> None:
+        before.append(int(counter.get_total_flops()))
+
+    hook = case.layer.register_forward_hook(note)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know it
+        with hook, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            # the counter does not see the operations of the fast path
+            torch.backends.mha.set_fastpath_enabled(False)
             case.model(case.inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        hook.remove()
     total = int(counter.get_total_flops())
     return Flops(total, total - before[0])

@@ -1,10 +1,9 @@
 """Peak memory beyond the model and the inputs, over groups, batch and depth of the layer.
 
-On the CPU every allocation and release of torch's allocator is recorded by `torch.profiler`; the
-peak is the largest running sum. This is the same number in each run, unlike the memory of the
-process, and holds temporary memory inside operations too. What NumPy and scikit-learn (the
-agglomerative clusterer) or oneDNN fetch themselves is not seen. On CUDA it is the allocator's own
-peak.
+On the CPU, `torch.profiler` records every allocation and release of torch's allocator; the peak is
+the largest running sum. Unlike the memory of the process, this number is the same in each run, and
+it includes temporary memory inside operations. It does not include what NumPy, scikit-learn (the
+agglomerative clusterer) or oneDNN allocate themselves. On CUDA it is the allocator's own peak.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import NETWORKS, Case, build
+from benchmarks.cases import NETWORKS, Case, build_case, cases_of, described
 from benchmarks.methods import Method, methods_of
-from benchmarks.results import Row
-from captum_clustered import ClusteredLayerAblation
-from captum_clustered.engine.replay import BUDGET
+from benchmarks.results import Row, reason
+from captum_clustered.engine.model import BUDGET
 
 __all__ = ["FULL", "QUICK", "cases", "measure", "peak"]
 
@@ -40,25 +38,16 @@ FULL = tuple(
     for batch in (1, 8)
 )
 
-_PERTURBATIONS = 4  # memory does not grow with those that follow
+_PERTURBATIONS = 4  # more of them need no more memory
 
 
 def cases(networks: Sequence[str] | None, full: bool) -> list[str]:
-    """The cases to be measured, as ``network/layer/batch``."""
-    known = FULL if full else QUICK
-    if not networks:
-        return list(known)
-    found = []
-    for name in networks:
-        if name not in NETWORKS:
-            raise ValueError(f"`networks` must be among {', '.join(NETWORKS)}; got {name}.")
-        own = [key for key in known if key.split("/")[0] == name]
-        found += own or [f"{name}/{layer}/{n}" for layer in NETWORKS[name].layers for n in (1, 2)]
-    return found
+    """The cases that are measured, see :func:`benchmarks.cases.cases_of`."""
+    return cases_of(networks, FULL if full else QUICK)
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Bytes that are held at most while a function runs, beyond what was held before.
+    """The most bytes that are allocated at a time while a function runs, beyond those before it.
 
     Example::
 
@@ -74,9 +63,9 @@ def peak(run: Callable[[], object]) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it greets
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without its start-up message
     activities = [torch.profiler.ProfilerActivity.CPU]
-    # cycles of objects, which some methods leave, would be freed now in one run and then in another
+    # some methods leave cycles of objects; when Python frees them would differ between runs
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -105,17 +94,13 @@ def measure(key: str, clusters: tuple[int, ...] = (1, 16, 64, 256)) -> list[Row]
     Returns:
         *list*: A row for each method.
     """
-    network, layer, batch = key.split("/")
-    case = build(network, layer, int(batch))
+    case = build_case(key)
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for method in _methods(case, clusters):
             head = {
-                "network": network,
-                "layer": layer,
-                "batch": int(batch),
-                "maps": case.maps,
+                **described(key, case),
                 "method": method.name,
                 "library": method.library,
                 "clusters": method.clusters,
@@ -142,26 +127,20 @@ def _peak_of(method: Method, case: Case) -> Row:
         "replay": None,
     }
     try:
-        method.run()  # what is kept for good is not the method's
+        method.run()  # what the first run allocates for good is not counted
+        # the profiler does not know the size of gradients from before that a method releases
+        case.model.zero_grad(set_to_none=True)
         row["peak_bytes"] = peak(method.run)
         if method.library == "captum_clustered":
             row.update(_budget(case))
     except Exception as error:  # a method that fails is a result, too
-        text = " ".join(str(error).split())
-        row.update(status="failed", reason=f"{type(error).__name__}: {text}"[:300])
+        row.update(status="failed", reason=reason(error))
     return row
 
 
 def _budget(case: Case) -> Row:
     """The engine's budget for copies of the activations, and whether one copy fits into it."""
-    cam = ClusteredLayerAblation(
-        case.model,
-        case.layer,
-        n_clusters=1,
-        channel_dim=case.found.channel_dim,
-        reshape_transform=case.found.reshape_transform,
-    )
-    result = cam.explain(case.inputs, target=case.target)
+    result = case.explainer(n_clusters=1).explain(case.inputs, target=case.target)
     maps: Any = result.activations
     budget = BUDGET["cpu" if maps.device.type == "cpu" else "other"]
     return {

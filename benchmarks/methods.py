@@ -1,8 +1,8 @@
 """Ours and the other libraries' methods behind one callable, and whether they agree.
 
-Each method is used as its own documentation shows, with its own defaults. One that would take
-minutes does only some of its perturbations, and says which part. Where two methods compute the same
-thing, `error` compares the results; a time is no comparison otherwise.
+Each method is used as its own documentation shows, with its own defaults. A method that would take
+minutes does only a part of its perturbations and says which. Where two methods compute the same
+thing, `error` compares the results, since times can be compared only if the results agree.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import torch
 from captum.attr import LayerFeatureAblation, LayerGradCam
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.peers import Reshape, pytorch_grad_cam_map, torchcam_map
+from benchmarks.cases import Case, output_of
+from benchmarks.floor import flops
+from benchmarks.peers import Reshape, Wanted, pytorch_grad_cam_map, torchcam_map
 from captum_clustered import ClusteredLayerAblation, LayerAblationCam
+from captum_clustered.explainers.egrad_cam import LayerEGradCam
 from captum_clustered.explainers.results import ClusteredAttribution
 from captum_clustered.weighting import by_map
 
 __all__ = ["BASE", "FORWARD", "TOLERANCE", "Method", "Part", "methods_of"]
 
 FORWARD = "forward pass"
-"""The name of the plain model without gradients, which stands beside the methods."""
+"""The plain model without gradients, which is timed beside the methods."""
 
 BASE = "captum LayerGradCam"
 """The method to which ratios are taken."""
@@ -34,8 +36,8 @@ BASE = "captum LayerGradCam"
 TOLERANCE = 1e-2
 """Largest difference between results that count as equal, relative to the largest value.
 
-Results are in float32 and differ in the order of sums; the drop of one map of 2048 is a small
-difference of large scores. Another formula is off by far more.
+Results are in float32, and the order of sums differs. The drop of one of 2048 maps is a small
+difference of large scores. Another formula would differ by far more.
 """
 
 _CLUSTERERS = ("kmeans", "cosine", "agglomerative", "contiguous", "random")
@@ -47,8 +49,8 @@ class Part:
 
     Attributes:
         done (int): Perturbations that are done.
-        of (int): Perturbations of the whole.
-        fixed (float): Plain forward passes that are needed once, however many perturbations.
+        of (int): Perturbations of the whole method.
+        fixed (float): Plain forward passes that are needed once, for any number of perturbations.
     """
 
     done: int
@@ -61,16 +63,16 @@ class Method:
     """A method on a case.
 
     Attributes:
-        name (str): What the tables call it.
+        name (str): Its name in the tables.
         library (str): Where it comes from.
-        run (callable): Does it once and returns what it gives.
+        run (callable): Runs it once and returns its result.
         same_as (str or None): What computes the same thing, in words.
-        error (callable or None): From the result to its largest difference from that, relative to
+        error (callable or None): From the result to the largest difference from that, relative to
             the largest value.
         clusters (int or None): Number of groups.
         clusterer (str or None): What groups the maps.
-        part (Part or None): Which part is done; None if all is.
-        settings (dict): What else was chosen.
+        part (Part or None): The part that is done; None if it is all.
+        settings (dict): Further settings.
     """
 
     name: str
@@ -95,15 +97,15 @@ def methods_of(
 
     Args:
         case (Case): The case.
-        clusters (tuple[int, ...], optional): Numbers of groups; the middle one is used where there
-            is one. Default: (16, 64, 256)
+        clusters (tuple[int, ...], optional): Numbers of groups. Where only one is needed, it is the
+            middle one. Default: (16, 64, 256)
         part (int, optional): The most perturbations of a slow method. Default: 32
-        slow (bool, optional): Whether slow methods are among them. Default: True
-        per_eval (tuple[int, ...], optional): What Captum's `perturbations_per_eval` may be; the
-            fastest is taken. Default: (1, 4, 16)
+        slow (bool, optional): Whether there are slow methods, too. Default: True
+        per_eval (tuple[int, ...], optional): Values of Captum's `perturbations_per_eval`, of which
+            the fastest is taken. Default: (1, 4, 16)
 
     Yields:
-        *Method*: One after the other, so that each may be made and run before the next.
+        *Method*: One after the other, so that each can run before the next is made.
     """
     middle = min(clusters[len(clusters) // 2], case.maps)
     yield Method(FORWARD, "torch", lambda: _forward(case))
@@ -131,26 +133,12 @@ def _forward(case: Case) -> Tensor:
 # --- ours -----------------------------------------------------------------------------------------
 
 
-def _settings(case: Case) -> dict[str, Any]:
-    return {
-        "channel_dim": case.found.channel_dim,
-        "reshape_transform": case.found.reshape_transform,
-    }
-
-
 def _explain(case: Case, **settings: Any) -> ClusteredAttribution:
-    cam = ClusteredLayerAblation(case.model, case.layer, **_settings(case), **settings)
-    return cam.explain(case.inputs, target=case.target)
+    return case.explainer(**settings).explain(case.inputs, target=case.target)
 
 
 def _clustered(case: Case, clusterer: str, number: int, labels: Tensor | None = None) -> Method:
-    cam = ClusteredLayerAblation(
-        case.model,
-        case.layer,
-        clusterer=clusterer if labels is None else labels,
-        n_clusters=number,
-        **_settings(case),
-    )
+    cam = case.explainer(clusterer=clusterer if labels is None else labels, n_clusters=number)
     return Method(
         f"ClusteredLayerAblation {clusterer} K={number}",
         "captum_clustered",
@@ -161,25 +149,20 @@ def _clustered(case: Case, clusterer: str, number: int, labels: Tensor | None = 
 
 
 def _first(case: Case, done: int) -> Tensor:
-    """Labels that put each of the first maps into a group of its own, the others into none."""
+    """Labels `(N, C)`: each of the first maps is a group of its own, the others are in no group."""
     labels = torch.arange(case.maps)
     return labels.where(labels < done, -1).expand(len(case.inputs), -1)
 
 
 def _ablation_cam(case: Case, part: int) -> Method:
-    """Whole at a layer near the end; a part where very much lies behind the layer."""
-    from benchmarks.floor import flops
-
+    """All maps if little lies behind the layer, else a part of them."""
     counted = flops(case)
     share = counted.behind / counted.forward
     if share * case.maps <= 20 or part >= case.maps:
-        cam: ClusteredLayerAblation = LayerAblationCam(case.model, case.layer, **_settings(case))
+        cam: ClusteredLayerAblation = LayerAblationCam(case.model, case.layer, **case.settings)
         done = None
     else:
-        labels = _first(case, part)
-        cam = ClusteredLayerAblation(
-            case.model, case.layer, clusterer=labels, weighting="drop", **_settings(case)
-        )
+        cam = case.explainer(clusterer=_first(case, part), weighting="drop")
         done = Part(part, case.maps, 1)
     return Method(
         "LayerAblationCam",
@@ -207,62 +190,42 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _grad_cams(case: Case) -> Iterator[Method]:
-    same = "Grad-CAM of captum_clustered"
+    ours = LayerEGradCam(case.model, case.layer, threshold=-1.0, **case.settings)
+    theirs = LayerGradCam(case.model, case.layer)
 
-    def ours() -> Tensor:
-        from captum_clustered.explainers.egrad_cam import LayerEGradCam
-
-        cam = LayerEGradCam(case.model, case.layer, threshold=-1.0, **_settings(case))
-        return cam.attribute(case.inputs, target=case.target)
+    def expected() -> Tensor:
+        return ours.attribute(case.inputs, target=case.target)
 
     def error(result: Tensor) -> float:
-        if result.shape != (expected := ours()).shape:
-            return float("inf")  # Captum takes tokens for maps
-        return _difference(result.detach(), expected)
-
-    theirs = LayerGradCam(case.model, case.layer)
+        heat = expected()
+        # Captum does not turn tokens into a grid of maps
+        return _difference(result.detach(), heat) if result.shape == heat.shape else float("inf")
 
     def captum(inputs: Tensor) -> Tensor:
         return theirs.attribute(inputs, target=case.target, relu_attributions=True)
 
-    yield Method(BASE, "captum", partial(captum, case.inputs), same_as=same, error=error)
-    if len(case.inputs) > 1 and case.inputs.ndim == 4:  # there our first pass lays them out so
-        laid = case.inputs.contiguous(memory_format=torch.channels_last)
-        yield Method(
-            f"{BASE} channels-last",
-            "captum",
-            partial(captum, laid),
-            same_as=same,
-            error=error,
-            settings={"memory_format": "channels_last"},
-        )
-    yield Method(
-        "torchcam GradCAM",
-        "torchcam",
-        partial(_torchcam, case, "GradCAM", case.found.reshape_transform),
-        same_as=same,
-        error=error,
-    )
+    wanted = _wanted(case, case.found.reshape_transform)
+    same = "Grad-CAM of captum_clustered"
+    method = partial(Method, same_as=same, error=error)
+    yield method(BASE, "captum", partial(captum, case.inputs))
+    # our own first pass uses this layout for several images
+    if len(case.inputs) > 1 and case.inputs.ndim == 4:
+        run = partial(captum, case.inputs.contiguous(memory_format=torch.channels_last))
+        layout = {"memory_format": "channels_last"}
+        yield method(f"{BASE} channels-last", "captum", run, settings=layout)
+    yield method("torchcam GradCAM", "torchcam", partial(torchcam_map, "GradCAM", wanted))
     yield Method(
         "pytorch-grad-cam GradCAM",
         "pytorch-grad-cam",
-        partial(_pytorch_grad_cam, case, "GradCAM"),
+        partial(pytorch_grad_cam_map, "GradCAM", wanted),
         same_as=f"{same}, enlarged and scaled as pytorch-grad-cam does",
-        error=lambda result: _difference(result, _as_pytorch_grad_cam(case, ours())),
+        error=lambda result: _difference(result, _as_pytorch_grad_cam(case, expected())),
     )
 
 
-def _torchcam(case: Case, kind: str, reshape: Reshape) -> Tensor:
+def _wanted(case: Case, reshape: Reshape) -> Wanted:
     classes = [case.target] * len(case.inputs)
-    return torchcam_map(kind, case.model, case.layer, case.inputs, classes, reshape)
-
-
-def _pytorch_grad_cam(case: Case, kind: str, **settings: Any) -> Tensor:
-    classes = [case.target] * len(case.inputs)
-    reshape = case.found.reshape_transform
-    return pytorch_grad_cam_map(
-        kind, case.model, case.layer, case.inputs, classes, reshape, **settings
-    )
+    return Wanted(case.model, case.layer, case.inputs, classes, reshape)
 
 
 def _as_pytorch_grad_cam(case: Case, heat: Tensor) -> Tensor:
@@ -283,9 +246,10 @@ def _captum_ablation(
 ) -> Method:
     whole = int(labels.max()) + 1
     done = min(part, whole)
-    # what is not among the first groups is one more, so that no perturbation is done in vain
+    # all maps after the first groups join the last of these, so that each perturbation counts
     few = labels.clamp(max=done - 1) if done < whole else labels
-    shape = [len(case.inputs), *[1] * len(_activations(case).shape[1:])]
+    maps = output_of(case.model, case.layer, case.inputs)[1]
+    shape = [len(case.inputs), *[1] * (maps.ndim - 1)]
     shape[case.found.channel_dim] = case.maps
     method = LayerFeatureAblation(case.model, case.layer)
 
@@ -304,9 +268,8 @@ def _captum_ablation(
     def error(result: Tensor) -> float:
         found = result.detach().movedim(case.found.channel_dim, 1).flatten(2)[:, :, 0]
         ours = _explain(case, clusterer=few)
-        drops = ours.scores.unsqueeze(1) - ours.ablated_scores
-        # a dead map is in no group of ours, and bears its group's drop there
-        return _difference(found * (ours.labels >= 0), by_map(drops, ours.labels))
+        # a dead map is in no group of ours, but has the drop of its group in Captum's result
+        return _difference(found * (ours.labels >= 0), by_map(ours.drops, ours.labels))
 
     return Method(
         f"captum LayerFeatureAblation {name}",
@@ -320,16 +283,6 @@ def _captum_ablation(
     )
 
 
-def _activations(case: Case) -> Tensor:
-    found: list[Tensor] = []
-    hook = case.layer.register_forward_hook(lambda _, __, output: found.append(output))
-    try:
-        _forward(case)
-    finally:
-        hook.remove()
-    return found[0]
-
-
 def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
@@ -338,14 +291,15 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def _pytorch_grad_cam_ablation(case: Case, part: int) -> Method:
     done = min(part, case.maps)
+    wanted = _wanted(case, case.found.reshape_transform)
 
     def run() -> Tensor:
         from pytorch_grad_cam.utils.find_layers import replace_layer_recursive
 
         layer = _ablation_layer(case, done)
         try:
-            return _pytorch_grad_cam(case, "AblationCAM", ablation_layer=layer)
-        finally:  # after an error it leaves its own layer in the model
+            return pytorch_grad_cam_map("AblationCAM", wanted, ablation_layer=layer)
+        finally:  # after an error, the library leaves its own layer in the model
             replace_layer_recursive(case.model, layer, case.layer)
 
     return Method(
@@ -361,7 +315,7 @@ def _pytorch_grad_cam_ablation(case: Case, part: int) -> Method:
 
 
 def _ablation_layer(case: Case, done: int) -> Any:
-    """The layer with which pytorch-grad-cam ablates, for the first maps only."""
+    """The layer by which pytorch-grad-cam ablates, but only for the first maps."""
     import numpy as np
     from pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerVit
 
@@ -386,7 +340,7 @@ def _torchcam_score(case: Case, part: int) -> Method:
     return Method(
         "torchcam ScoreCAM",
         "torchcam",
-        partial(_torchcam, case, "ScoreCAM", first),
+        partial(torchcam_map, "ScoreCAM", _wanted(case, first)),
         clusters=case.maps,
         part=None if done == case.maps else Part(done, case.maps, 2),
         settings={"batch_size": 32},

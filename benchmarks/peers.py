@@ -1,37 +1,47 @@
-"""The other CAM libraries, used as their documentation shows, behind two functions."""
+"""The other CAM libraries behind two functions, which use them as their documentation shows."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["output_of_input", "pytorch_grad_cam_map", "torchcam_map"]
+__all__ = ["Reshape", "Wanted", "output_of_input", "pytorch_grad_cam_map", "torchcam_map"]
 
 Reshape = Callable[[Tensor], Tensor] | None
 
 
-def torchcam_map(
-    kind: str,
-    model: nn.Module,
-    layer: nn.Module,
-    inputs: Tensor,
-    classes: Sequence[int],
-    reshape: Reshape = None,
-) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What is to be explained.
+
+    Attributes:
+        model (nn.Module): The model.
+        layer (nn.Module): The layer.
+        inputs (Tensor): `(N, ...)`.
+        classes (sequence of int): A class for each input.
+        reshape (callable or None): Turns the layer's output into maps `(N, C, *spatial)`.
+    """
+
+    model: nn.Module
+    layer: nn.Module
+    inputs: Tensor
+    classes: Sequence[int]
+    reshape: Reshape = None
+
+
+def torchcam_map(kind: str, wanted: Wanted) -> Tensor:
     """The map of a class of `torchcam.methods`, not normalised.
 
     Args:
         kind (str): Name of the class.
-        model (nn.Module): The model.
-        layer (nn.Module): The layer.
-        inputs (Tensor): `(N, ...)`.
-        classes (sequence of int): One for each input.
-        reshape (callable, optional): Makes maps of what the layer gives. Default: None
+        wanted (Wanted): What is to be explained.
 
     Returns:
         *Tensor*: `(N, 1, *spatial)` in the layer's resolution.
@@ -39,33 +49,21 @@ def torchcam_map(
     from torchcam import methods
 
     graph = contextlib.nullcontext() if kind == "GradCAM" else torch.inference_mode()
-    make = getattr(methods, kind)
-    shape = tuple(inputs.shape[1:])
-    with make(model, layer, input_shape=shape, reshape_transform=reshape) as cam, graph:
-        scores = model(inputs)
-        heat = cam(class_idx=list(classes), scores=scores, normalized=False)[0]
+    make = partial(getattr(methods, kind), wanted.model, wanted.layer)
+    shape = tuple(wanted.inputs.shape[1:])
+    with make(input_shape=shape, reshape_transform=wanted.reshape) as cam, graph:
+        scores = wanted.model(wanted.inputs)
+        heat = cam(class_idx=list(wanted.classes), scores=scores, normalized=False)[0]
     return heat.unsqueeze(1)
 
 
-def pytorch_grad_cam_map(
-    kind: str,
-    model: nn.Module,
-    layer: nn.Module,
-    inputs: Tensor,
-    classes: Sequence[int],
-    reshape: Reshape = None,
-    **settings: Any,
-) -> Tensor:
-    """The map of a class of `pytorch_grad_cam`, which it enlarges and scales to [0, 1].
+def pytorch_grad_cam_map(kind: str, wanted: Wanted, **settings: Any) -> Tensor:
+    """The map of a class of `pytorch_grad_cam`, which enlarges it and scales it to [0, 1].
 
     Args:
         kind (str): Name of the class.
-        model (nn.Module): The model.
-        layer (nn.Module): The layer.
-        inputs (Tensor): `(N, ...)`.
-        classes (sequence of int): One for each input.
-        reshape (callable, optional): Makes maps of what the layer gives. Default: None
-        **settings (Any): Of the class.
+        wanted (Wanted): What is to be explained.
+        **settings (Any): Further arguments of the class.
 
     Returns:
         *Tensor*: `(N, 1, *spatial)` in the inputs' resolution.
@@ -73,20 +71,20 @@ def pytorch_grad_cam_map(
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    targets = [ClassifierOutputTarget(int(index)) for index in classes]
-    make = getattr(pytorch_grad_cam, kind)
-    # its progress bar is not what is measured
+    targets = [ClassifierOutputTarget(int(index)) for index in wanted.classes]
+    make = partial(getattr(pytorch_grad_cam, kind), wanted.model, [wanted.layer])
+    # without its progress bar
     with (
         contextlib.redirect_stderr(io.StringIO()),
-        make(model, [layer], reshape_transform=reshape, **settings) as cam,
+        make(reshape_transform=wanted.reshape, **settings) as cam,
     ):
-        heat = cam(inputs, targets)
+        heat = cam(wanted.inputs, targets)
     return torch.as_tensor(heat).unsqueeze(1)
 
 
 @contextlib.contextmanager
 def output_of_input(model: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
-    """A layer whose output is the input of another one: these libraries read outputs only.
+    """A layer whose output is the input of another one, since these libraries read outputs only.
 
     Example::
 

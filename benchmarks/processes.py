@@ -1,7 +1,7 @@
-"""What one of several processes does: it explains its share of the images.
+"""One of several processes, which explains its share of the images.
 
-Started by :mod:`benchmarks.scaling` through torchrun; process 0 prints the seconds of each round,
-from the moment in which all processes were ready until all were done.
+:mod:`benchmarks.scaling` starts them through torchrun. Process 0 prints the seconds of each round,
+from the moment when all processes are ready until all are done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch.distributed as distributed
 import typer
 
 from benchmarks.cases import build
-from captum_clustered import ClusteredLayerAblation
 
 
 def main(
@@ -27,21 +26,15 @@ def main(
     images: Annotated[int, typer.Option()],
     rounds: Annotated[int, typer.Option()],
 ) -> None:
-    """Joins the others and works."""
+    """Joins the other processes, explains, and measures the time."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank, size = distributed.get_rank(), distributed.get_world_size()
     case = build(network, layer, 1)
-    cam = ClusteredLayerAblation(
-        case.model,
-        case.layer,
-        n_clusters=clusters,
-        channel_dim=case.found.channel_dim,
-        reshape_transform=case.found.reshape_transform,
-    )
+    cam = case.explainer(n_clusters=clusters)
     explain = partial(cam.attribute, case.inputs, target=case.target)
-    explain()  # what is tuned in a first call is not measured
+    explain()  # the first call warms up and is not measured
     seconds = []
     for _ in range(rounds):
         distributed.barrier()

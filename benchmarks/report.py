@@ -1,22 +1,19 @@
-"""The page with the tables and its figures, made of the results and of nothing else."""
+"""The page with the tables and its figures, which are made from the results only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import TOLERANCE
-from benchmarks.results import Row, read
-from benchmarks.runtime import QUICK
+from benchmarks.figures import FIGURES
+from benchmarks.files import write_text
+from benchmarks.pages import table
+from benchmarks.results import read
+from benchmarks.sections import SECTIONS, grouped, runtime_line
 from captum_clustered._files import whole
 
 __all__ = ["SHORT", "page", "short", "write"]
-
-_OURS = "#0b6e99"
-_THEIRS = "#b0b0b0"
-_CONTROL = "#dddddd"
 
 
 def write(results: Path, docs: Path) -> list[Path]:
@@ -42,7 +39,7 @@ def write(results: Path, docs: Path) -> list[Path]:
     images.mkdir(parents=True, exist_ok=True)
     written = []
     drawn = []
-    for name, draw in _FIGURES.items():
+    for name, draw in FIGURES.items():
         if name in found:
             figure = draw(found[name])
             path = images / f"benchmarks-{name}.png"
@@ -51,8 +48,7 @@ def write(results: Path, docs: Path) -> list[Path]:
             drawn.append(name)
             written.append(path)
     path = docs / "benchmarks.md"
-    with whole(path) as part:
-        part.write_text(page(found, drawn), encoding="utf-8")
+    write_text(path, page(found, drawn))
     return [path, *written]
 
 
@@ -61,10 +57,10 @@ SHORT = ("resnet50/layer4/1", "resnet50/layer4/8")
 
 
 def short(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A table for a page that has room for one: ``"runtime"``, if there are such results."""
+    """A short table for another page, such as the README: ``"runtime"``, if it was measured."""
     rows = {
         (case, row["method"]): row
-        for case, own in _grouped(found.get("runtime", {"rows": []})["rows"])
+        for case, own in grouped(found.get("runtime", {"rows": []})["rows"])
         for row in own
         if case in SHORT and row["status"] == "ok"
     }
@@ -74,11 +70,11 @@ def short(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for method in dict.fromkeys(method for _, method in rows):
         own = [rows.get((case, method)) for case in SHORT]
         mark = " \u2020" if any(row and row["part"] for row in own) else ""
-        cells = [_runtime_line(row)[2] if row else "" for row in own]
+        cells = [runtime_line(row)[2] if row else "" for row in own]
         lines.append([method + mark, *cells])
     base = next(row["ratio"]["to"] for row in rows.values())
-    table = _table([f"time as a multiple of {base}", "batch 1", "batch 8"], lines)
-    return {"runtime": f"{table}\n\n{_machine(found['runtime'])}"}
+    made = table([f"time as a multiple of {base}", "batch 1", "batch 8"], lines)
+    return {"runtime": f"{made}\n\n{_machine(found['runtime'])}"}
 
 
 def page(found: Mapping[str, Mapping[str, Any]], drawn: Sequence[str] = ()) -> str:
@@ -95,7 +91,7 @@ def page(found: Mapping[str, Mapping[str, Any]], drawn: Sequence[str] = ()) -> s
         "`benchmarks/README.md`. Weights are random unless a section says otherwise; time and "
         "memory do not depend on them.",
     ]
-    for name, (title, section) in _SECTIONS.items():
+    for name, (title, section) in SECTIONS.items():
         if name not in found:
             continue
         parts += [f"## {title}", _machine(found[name])]
@@ -115,451 +111,3 @@ def _machine(found: Mapping[str, Any]) -> str:
         f"{versions}; commit {machine['commit']}; "
         f"{'full' if found['settings']['full'] else 'quick'} run.*"
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    marks = ["---" if i < left else "---:" for i in range(len(head))]
-    lines = [head, marks, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _grouped(rows: Sequence[Row], key: str = "case") -> Iterable[tuple[str, list[Row]]]:
-    for name, own in groupby(rows, key=lambda row: row[key]):
-        yield name, list(own)
-
-
-def _ms(seconds: float) -> str:
-    if seconds >= 10:
-        return f"{seconds:,.0f} s"
-    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.1f} ms"
-
-
-def _times(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f}"
-
-
-# --- runtime --------------------------------------------------------------------------------------
-
-
-def _runtime(found: Mapping[str, Any]) -> list[str]:
-    parts = [
-        "Methods take turns in rounds; a time is the median of the rounds, a ratio the median of "
-        "the rounds' ratios, with the quartiles in brackets. *Images* went through the first and "
-        "the last layer with weights. *Floor* is the time over the counted least: one forward pass "
-        "and, for each group, what lies behind the layer. **\u2020** extrapolated from a part of "
-        "the perturbations. **\u2260** the result is not that of the method it is named after "
-        f"(differs by more than {TOLERANCE:.0%} of the largest value), so its time is no "
-        "comparison.",
-        *_overview(found),
-    ]
-    for case, rows in _grouped(found["rows"]):
-        network, layer, batch = case.split("/")
-        maps = rows[0]["maps"]
-        base = next((row["ratio"]["to"] for row in rows if row["ratio"]), "")
-        parts.append(f"### {network}, `{layer}` ({maps} maps), batch {batch}")
-        head = ["", "time", f"x {base}", "images", "floor"]
-        parts.append(_table(head, [_runtime_line(row) for row in rows]))
-        parts += _footnotes(rows)
-    return parts
-
-
-def _overview(found: Mapping[str, Any]) -> list[str]:
-    """All cases in one table, with the methods that most will ask for."""
-    numbers = found["settings"]["clusters"]
-    columns = {
-        f"ClusteredLayerAblation kmeans K={numbers[len(numbers) // 2]}": "ClusteredLayerAblation",
-        "LayerAblationCam": "LayerAblationCam",
-        "captum LayerGradCam channels-last": "Grad-CAM, channels-last",
-        "captum LayerFeatureAblation same groups": "LayerFeatureAblation, same groups",
-        "pytorch-grad-cam AblationCAM": "pytorch-grad-cam AblationCAM",
-    }
-    lines = []
-    for case, rows in _grouped(found["rows"]):
-        own = {row["method"]: row for row in rows}
-        base = next((row["ratio"]["to"] for row in rows if row["ratio"]), "")
-        network, layer, batch = case.split("/")
-        cells = [_runtime_cell(own[name]) if name in own else "" for name in columns]
-        lines.append([network, f"`{layer}`", batch, base, *cells])
-    if len(lines) < 2:
-        return []
-    table = _table(["", "layer", "batch", "times as long as", *columns.values()], lines, left=4)
-    return ["### All cases", f"Ratios, as below; groups: K={numbers[len(numbers) // 2]}.", table]
-
-
-def _marks(row: Row) -> str:
-    return (" \u2020" if row["part"] else "") + (" \u2260" if row["status"] == "unequal" else "")
-
-
-def _runtime_cell(row: Row) -> str:
-    """The ratio alone."""
-    if row["status"] == "failed":
-        return "failed"
-    return f"{_times(row['ratio']['median'])}{_marks(row)}"
-
-
-def _runtime_line(row: Row) -> list[str]:
-    if row["status"] == "failed":
-        return [row["method"], "failed", "", "", ""]
-    ratio, images = row["ratio"], row["images"]
-    return [
-        row["method"] + _marks(row),
-        _ms(row["seconds"]["median"]),
-        f"{_times(ratio['median'])} [{_times(ratio['low'])}, {_times(ratio['high'])}]",
-        f"{images['first']:,} / {images['last']:,}",
-        _times(row["floor"]["ratio"]),
-    ]
-
-
-def _footnotes(rows: Sequence[Row]) -> list[str]:
-    notes = []
-    for row in rows:
-        if row["status"] == "failed":
-            notes.append(f"- {row['method']} failed: {row['reason']}")
-        elif row["status"] == "unequal":
-            error = "it has another shape" if row["error"] is None else f"{row['error']:.2g}"
-            notes.append(f"- {row['method']} \u2260 {row['same_as']}: {error}")
-        elif row.get("part"):
-            part = row["part"]
-            notes.append(f"- {row['method']}: {part['done']} of {part['of']} perturbations done")
-    return ["\n".join(notes)] if notes else []
-
-
-def _runtime_figure(found: Mapping[str, Any]) -> Any:
-    cases = list(_grouped(found["rows"]))
-    # the tables have all; a picture of all would be metres high
-    cases = [one for one in cases if one[0] in QUICK] or cases[: len(QUICK)]
-    figure, axes = _axes([len(rows) for _, rows in cases])
-    for ax, (case, rows) in zip(axes, cases, strict=True):
-        shown = [row for row in rows if row["status"] != "failed"][::-1]
-        names = [row["method"] + _marks(row) for row in shown]
-        middle = [row["ratio"]["median"] for row in shown]
-        ends = [
-            [max(0.0, row["ratio"]["median"] - row["ratio"]["low"]) for row in shown],
-            [max(0.0, row["ratio"]["high"] - row["ratio"]["median"]) for row in shown],
-        ]
-        colours = [_OURS if row["library"] == "captum_clustered" else _THEIRS for row in shown]
-        ax.barh(names, middle, color=colours, xerr=ends, error_kw={"elinewidth": 1})
-        ax.axvline(1, color="black", linewidth=0.8)
-        ax.set_xscale("log")
-        _plain(ax.xaxis)
-        network, layer, batch = case.split("/")
-        base = shown[0]["ratio"]["to"] if shown else ""
-        ax.set_title(f"{network}, {layer}, batch {batch}", loc="left", fontsize=10)
-        ax.set_xlabel(f"time / {base}; blue: this package, grey: others", fontsize=9)
-    return figure
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def _memory(found: Mapping[str, Any]) -> list[str]:
-    parts = [
-        "MiB held at most, beyond the model and the inputs, as torch's allocator counts them. The "
-        "engine keeps copies of the maps within a budget, so that the number does not grow with "
-        "the groups; one copy must fit. \u2020 some of the perturbations, whose number does not "
-        "matter there."
-    ]
-    for case, rows in _grouped(found["rows"]):
-        network, layer, batch = case.split("/")
-        parts.append(f"### {network}, `{layer}` ({rows[0]['maps']} maps), batch {batch}")
-        lines = [
-            [
-                row["method"] + (" \u2020" if row["part"] else ""),
-                "failed" if row["peak_bytes"] is None else _mib(row["peak_bytes"]),
-            ]
-            for row in rows
-        ]
-        parts.append(_table(["", "MiB"], lines))
-        budget = next((row for row in rows if row["budget_bytes"]), None)
-        if budget is not None:
-            fits = "fits" if budget["inside_budget"] else "does not fit"
-            parts.append(
-                f"Budget {_mib(budget['budget_bytes'])} MiB, one copy of the maps {fits}; path: "
-                f"{budget['replay']}."
-            )
-        parts += _footnotes([row for row in rows if row["status"] == "failed"])
-    return parts
-
-
-def _memory_figure(found: Mapping[str, Any]) -> Any:
-    figure, (ax,) = _axes([12])
-    for case, rows in _grouped(found["rows"]):
-        own = [row for row in rows if row["method"].startswith("Clustered") and row["peak_bytes"]]
-        if own:
-            xs = [row["clusters"] for row in own]
-            ax.plot(xs, [row["peak_bytes"] / 2**20 for row in own], marker="o", label=case)
-    ax.set_xscale("log", base=2)
-    _plain(ax.xaxis, sorted({row["clusters"] for row in found["rows"] if row["clusters"]}))
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("groups K")
-    ax.set_ylabel("MiB beyond the model and the inputs")
-    ax.legend(fontsize=8, title="network/layer/batch", title_fontsize=8)
-    return figure
-
-
-# --- scaling --------------------------------------------------------------------------------------
-
-
-def _scaling(found: Mapping[str, Any]) -> list[str]:
-    fits = {fit["axis"]: fit for fit in found.get("fits", [])}
-    parts = [
-        "All values of an axis take turns in rounds. *Floor* as above. A fitted power of 0 is "
-        "constant time, 1 is in proportion."
-    ]
-    for case, rows in _grouped(found["rows"]):
-        axis = rows[0]["axis"]
-        parts.append(f"### {_AXES[axis]}: {rows[0]['network']}, `{rows[0]['layer']}`")
-        if axis in ("channels", "depth"):
-            parts[-1] = f"### {_AXES[axis]}"
-        first = rows[0]["images_per_second"]
-        lines = [
-            [
-                row["label"],
-                _ms(row["seconds"]["median"]),
-                f"[{_ms(row['seconds']['low'])}, {_ms(row['seconds']['high'])}]",
-                f"{row['images_per_second']:.2f}",
-                _times(row["images_per_second"] / first),
-                _times(row["floor"]["ratio"]) if row["floor"] else "",
-            ]
-            for row in rows
-        ]
-        parts.append(_table(["", "time", "quartiles", "images/s", "x the first", "floor"], lines))
-        if case in fits:
-            fit = fits[case]
-            parts.append(
-                f"Fit: power {fit['exponent']:.2f}; {1e3 * fit['fixed_seconds']:.1f} ms + "
-                f"{1e3 * fit['seconds_per_unit']:.3f} ms per unit"
-                + ("." if fit["r2"] is None else f" (r\u00b2 {fit['r2']:.3f}).")
-            )
-    return parts
-
-
-_AXES = {
-    "clusters": "Groups",
-    "channels": "Maps",
-    "batch": "Images",
-    "depth": "Depth of the layer",
-    "processes": "Processes",
-}
-
-
-def _scaling_figure(found: Mapping[str, Any]) -> Any:
-    cases = list(_grouped(found["rows"]))
-    figure, axes = _axes([10] * len(cases))
-    for ax, (case, rows) in zip(axes, cases, strict=True):
-        xs = [row["value"] for row in rows]
-        ax.plot(xs, [row["seconds"]["median"] for row in rows], "o-", color=_OURS, label="measured")
-        if all(row["floor"] for row in rows):
-            ax.plot(
-                xs,
-                [row["floor"]["seconds"] for row in rows],
-                "--",
-                color="black",
-                label="counted floor",
-            )
-        ax.set_title(case, loc="left", fontsize=10)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        _plain(ax.xaxis, xs)
-        _plain(ax.yaxis)
-        ax.set_xlabel(_AXES[rows[0]["axis"]].lower(), fontsize=9)
-        ax.set_ylabel("seconds", fontsize=9)
-        ax.legend(fontsize=8)
-    return figure
-
-
-# --- faithfulness ---------------------------------------------------------------------------------
-
-
-def _faithfulness(found: Mapping[str, Any]) -> list[str]:
-    parts = [
-        "Maps judged by `captum-clustered evaluate`; 95 % intervals in brackets. ADC, the area and "
-        "deletion are better when low, PIC, the average gain AG, insertion and ADCC when high. ADC "
-        "alone can be cheated: a map of ones (`fake-cam`) is the best, so look at the controls and "
-        "the area too. The weights are the published ones where nothing else is said."
-    ]
-    for case, rows in _grouped(found["rows"]):
-        data, model = case.split("/", 1)
-        conventions = found.get("conventions", {}).get(case, {})
-        parts.append(f"### {data}, {model}, `{rows[0]['layer']}`")
-        if conventions:
-            words = ", ".join(f"{key} {value}" for key, value in conventions.items())
-            parts.append(f"{rows[0]['images']} images; {words}.")
-        names = list(rows[0]["metrics"])
-        lines = [
-            [
-                row["method"]
-                + (f" K={row['clusters']}" if row["clusters"] else "")
-                + (" (control)" if row["control"] else ""),
-                row["library"],
-                *[_interval(row["metrics"][name]) for name in names],
-                "" if row["seconds"] is None else _ms(row["seconds"]),
-                str(row["failed"]),
-            ]
-            for row in rows
-        ]
-        parts.append(_table(["", "library", *names, "time", "failed"], lines, left=2))
-    return parts
-
-
-def _interval(metric: Mapping[str, Any]) -> str:
-    if metric["mean"] is None:
-        return ""
-    ends = [metric["low"], metric["high"]]
-    digits = 1 if abs(metric["mean"]) >= 1 else 3
-    if None in ends:
-        return f"{metric['mean']:.{digits}f}"
-    return f"{metric['mean']:.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-
-
-def _faithfulness_figure(found: Mapping[str, Any]) -> Any:
-    cases = list(_grouped(found["rows"]))
-    names = list(cases[0][1][0]["metrics"])
-    figure, grid = _grid([len(rows) for _, rows in cases], len(names), 3 + 2.2 * len(names))
-    for axes, (case, rows) in zip(grid, cases, strict=True):
-        shown = rows[::-1]
-        labels = [
-            row["method"] + (f" K={row['clusters']}" if row["clusters"] else "") for row in shown
-        ]
-        colours = [
-            _CONTROL
-            if row["control"]
-            else _OURS
-            if row["library"] == "captum_clustered"
-            else _THEIRS
-            for row in shown
-        ]
-        for ax, name in zip(axes, names, strict=True):
-            found_here = [row["metrics"].get(name) or dict.fromkeys(_ENDS) for row in shown]
-            mean, low, high = ([_or_nan(one[end]) for one in found_here] for end in _ENDS)
-            ends = [
-                [max(0.0, m - e) for m, e in zip(mean, low, strict=True)],
-                [max(0.0, e - m) for m, e in zip(mean, high, strict=True)],
-            ]
-            ax.barh(labels, mean, color=colours, xerr=ends, error_kw={"elinewidth": 1})
-            ax.set_xlabel(name, fontsize=9)
-        axes[0].set_title(f"{case}; light grey: controls", loc="left", fontsize=10)
-    return figure
-
-
-_ENDS = ("mean", "low", "high")
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-# --- zoo ------------------------------------------------------------------------------------------
-
-
-def _zoo(found: Mapping[str, Any]) -> list[str]:
-    parts = [
-        "Weights are random. *Fast* counts the networks that took the fast path and gave the "
-        "drops of the full one, *right* those that gave them by either path."
-    ]
-    kinds: dict[tuple[str, str, str], list[Row]] = {}
-    for row in found["rows"]:
-        kinds.setdefault((row["source"], row["kind"], row["place"]), []).append(row)
-    lines = [
-        [
-            f"{source} {kind}, {place} layer",
-            str(len(rows)),
-            _share(sum(row["status"] == "ok" and row["replay"] == "suffix" for row in rows), rows),
-            _share(sum(row["status"] == "ok" for row in rows), rows),
-        ]
-        for (source, kind, place), rows in kinds.items()
-    ]
-    parts.append(_table(["", "networks", "fast", "right"], lines))
-    other = [row for row in found["rows"] if row["status"] != "ok" or row["replay"] != "suffix"]
-    if other:
-        parts.append("### What is not fast, or not right")
-        lines = [
-            [
-                f"{row['source']} {row['network']}",
-                f"{row['place']}: `{row['layer']}`" if row["layer"] else row["place"],
-                row["status"],
-                row["replay"] or "",
-                (row["reason"] or "").replace("|", "\\|"),
-            ]
-            for row in other
-        ]
-        parts.append(_table(["", "layer", "equal", "path", "why"], lines, left=5))
-    parts.append("### All networks")
-    lines = [
-        [
-            f"{row['source']} {row['network']}",
-            f"`{row['layer']}`" if row["layer"] else "",
-            " x ".join(map(str, row["maps"] or [])),
-            row["replay"] or "",
-            row["status"],
-            "" if row["error"] is None else f"{row['error']:.0e}",
-            row["dtype"] or "",
-        ]
-        for row in found["rows"]
-    ]
-    parts.append(_table(["", "layer", "maps", "path", "equal", "error", "in"], lines, left=5))
-    return parts
-
-
-def _share(number: int, rows: Sequence[Row]) -> str:
-    return f"{number} ({number / len(rows):.0%})"
-
-
-# --- figures --------------------------------------------------------------------------------------
-
-
-def _axes(lines: Sequence[int]) -> tuple[Any, list[Any]]:
-    """Pictures below each other, each as high as its lines need; no window is opened."""
-    figure, axes = _grid(lines, 1, 8)
-    return figure, [ax for (ax,) in axes]
-
-
-def _grid(lines: Sequence[int], columns: int, width: float) -> tuple[Any, Any]:
-    """Rows of pictures that share their lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    heights = [0.26 * count + 1.0 for count in lines]
-    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(lines), columns, squeeze=False, sharey="row", height_ratios=heights)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-    return figure, axes
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _plain(axis: Any, ticks: Sequence[float] | None = None) -> None:
-    """Numbers as they are spoken on a logarithmic axis, few enough to be read."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
-
-    if ticks is None:
-        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
-    else:
-        axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-_SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[str]]]] = {
-    "runtime": ("Time", _runtime),
-    "memory": ("Memory", _memory),
-    "scaling": ("Scaling", _scaling),
-    "faithfulness": ("Faithfulness", _faithfulness),
-    "zoo": ("Networks", _zoo),
-}
-
-_FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "runtime": _runtime_figure,
-    "memory": _memory_figure,
-    "scaling": _scaling_figure,
-    "faithfulness": _faithfulness_figure,
-}

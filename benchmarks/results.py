@@ -1,8 +1,8 @@
-"""Results on disk: a line for each finished case while a command runs, one checked JSON file after.
+"""Results on disk: a line for each finished case during a run, one checked JSON file after it.
 
 While a command runs, ``NAME.jsonl`` in the folder of the results holds its settings and machine in
-the first line and a finished case in each line after it. A run that was killed leaves it, and the
-same command goes on from there. At the end everything is in ``NAME.json``, which must fit
+the first line and a finished case in each line after it. A killed run leaves this file behind, and
+the same command goes on from there. At the end everything is in ``NAME.json``, which must fit
 ``schema.json``.
 """
 
@@ -20,9 +20,10 @@ from typing import Any
 import jsonschema
 import torch
 
-from captum_clustered._files import whole, without_nan
+from benchmarks.files import differing, write_json
+from captum_clustered._files import without_nan
 
-__all__ = ["SCHEMA", "check", "collect", "machine", "read"]
+__all__ = ["SCHEMA", "check", "collect", "machine", "read", "reason"]
 
 Row = dict[str, Any]
 
@@ -108,22 +109,22 @@ def collect(
     say: Callable[[str], object] = print,
     finish: Callable[[list[Row]], Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Measures the cases that a killed run has not measured; writes the file of results.
+    """Measures the cases that an earlier, killed run has not measured, and writes the results.
 
     Args:
         name (str): Name of the command and of the file.
         out (Path): Folder of the results.
         settings (mapping): What the rows depend on.
-        cases (iterable of str): Their keys, each of which is measured in one go.
-        measure (callable): Gives the rows of a case.
-        say (callable, optional): Told in a line what goes on. Default: print
-        finish (callable, optional): From all rows to what else the file shall hold. Default: None
+        cases (iterable of str): The keys of the cases.
+        measure (callable): From a key to the rows of the case.
+        say (callable, optional): Called with a line that says what goes on. Default: print
+        finish (callable, optional): From all rows to further entries of the file. Default: None
 
     Returns:
         *Path*: The file.
 
     Raises:
-        ValueError: If the rows that are there belong to other settings or another machine.
+        ValueError: If the folder has rows of other settings or of another machine.
     """
     out.mkdir(parents=True, exist_ok=True)
     head = json.loads(json.dumps({"settings": dict(settings), "machine": machine()}))
@@ -139,10 +140,8 @@ def collect(
             file.write(_line({"case": case, "rows": done[case]}))
     rows = [{"case": case, **row} for case in cases for row in done[case]]
     found = {"benchmark": name, **head, "rows": rows, **(finish(rows) if finish else {})}
-    found = without_nan(found)
-    check(found)
-    with whole(path) as part:
-        part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    check(without_nan(found))
+    write_json(path, found)
     partial.unlink()
     say(f"{path}: {len(rows)} rows")
     return path
@@ -157,10 +156,10 @@ def _resume(partial: Path, head: dict[str, Any]) -> dict[str, list[Row]]:
     if not lines:
         partial.write_text(_line(head), encoding="utf-8")
         return {}
-    differing = [part for part in head if lines[0].get(part) != head[part]]
-    if differing:
+    other = differing(lines[0], head)
+    if other:
         raise ValueError(
-            f"`out` must be a folder without rows of another {' and '.join(differing)}; got "
+            f"`out` must be a folder without rows of another {' and '.join(other)}; got "
             f"{partial}. Remove that file to begin anew, or name another folder."
         )
     partial.write_text("".join(map(_line, lines)), encoding="utf-8")  # without a torn last line
@@ -172,6 +171,17 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def reason(error: Exception) -> str:
+    """Why a case failed, in one line.
+
+    Example::
+
+        >>> reason(ValueError("no   maps"))
+        'ValueError: no maps'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def check(found: Mapping[str, Any]) -> None:

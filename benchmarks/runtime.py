@@ -6,12 +6,11 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
-from benchmarks.cases import NETWORKS, build
+from benchmarks.cases import NETWORKS, Case, build_case, cases_of, described
 from benchmarks.floor import Flops, flops
 from benchmarks.methods import BASE, FORWARD, TOLERANCE, Method, methods_of
-from benchmarks.results import Row
+from benchmarks.results import Row, reason
 from benchmarks.timing import Counts, counted, extrapolate, quartiles, rounds
 
 __all__ = ["FULL", "QUICK", "cases", "measure"]
@@ -23,7 +22,7 @@ QUICK = {
     "mobilenet_v3_large/features/8": False,
     "vgg16/features/1": False,
 }
-"""The cases of a quick run, and whether slow methods are among theirs."""
+"""The cases of a quick run, and whether slow methods are measured there."""
 
 FULL = {
     f"{network.name}/{layer}/{batch}": batch == 1
@@ -32,16 +31,15 @@ FULL = {
     for layer in network.layers
     for batch in (1, 8)
 }
-"""The cases of a full run. What is slow takes eight times as long for eight images; one says it."""
+"""The cases of a full run. Slow methods are measured with one image; eight take eight times as
+long and show no more."""
 
 
 def cases(networks: Sequence[str] | None, full: bool) -> dict[str, bool]:
-    """The cases to be measured, and whether slow methods are among theirs.
+    """The cases that are measured, and whether slow methods are measured there.
 
     Args:
-        networks (sequence of str, optional): Only these, or the first parts of keys, such as
-            ``resnet50/layer4``; all layers of a network, batch 1 and 2, if a quick run has none of
-            its cases.
+        networks (sequence of str, optional): As for :func:`benchmarks.cases.cases_of`.
         full (bool): Whether the long run is wanted.
 
     Returns:
@@ -53,21 +51,7 @@ def cases(networks: Sequence[str] | None, full: bool) -> dict[str, bool]:
         ['tiny/body/1', 'tiny/body/2', 'tiny/stem/1', 'tiny/stem/2']
     """
     known = FULL if full else QUICK
-    if not networks:
-        return dict(known)
-    found = {}
-    for name in networks:
-        own = {key: slow for key, slow in known.items() if f"{key}/".startswith(f"{name}/")}
-        if name in NETWORKS:
-            layers = NETWORKS[name].layers
-            own = own or {f"{name}/{layer}/{n}": True for layer in layers for n in (1, 2)}
-        elif not own:
-            raise ValueError(
-                f"`networks` must be among {', '.join(NETWORKS)}, or the beginning of one of the "
-                f"cases {', '.join(known)}; got {name}."
-            )
-        found.update(own)
-    return found
+    return {key: known.get(key, True) for key in cases_of(networks, list(known))}
 
 
 def measure(
@@ -82,22 +66,21 @@ def measure(
 
     Args:
         key (str): From :func:`cases`.
-        slow (bool): Whether slow methods are among them.
+        slow (bool): Whether slow methods are measured, too.
         clusters (tuple[int, ...], optional): Numbers of groups. Default: (16, 64, 256)
         part (int, optional): The most perturbations of a slow method. Default: 32
         repeats (int, optional): The most rounds. Default: 7
-        budget (float, optional): Seconds after which, and after three rounds, no further one
-            begins. Default: 25.0
+        budget (float, optional): Seconds after which no further round begins, counted from the end
+            of the third one. Default: 25.0
 
     Returns:
-        *list*: A row for each method, those that failed among them.
+        *list*: A row for each method, also for one that failed.
     """
-    network, layer, batch = key.split("/")
-    case = build(network, layer, int(batch))
+    case = build_case(key)
     operations = flops(case)
     tried: list[_Tried] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other libraries warn of what they do not need
+        warnings.simplefilter("ignore")  # those of the other libraries
         for method in methods_of(case, clusters, part, slow):
             tried.append(_try(method, case))
         runs = {one.method.name: one.method.run for one in tried if one.reason is None}
@@ -105,20 +88,13 @@ def measure(
     whole = {one.method.name: _whole(one, seconds) for one in tried if one.reason is None}
     equal = [one.method.name for one in tried if one.reason is None and one.equal is not False]
     base = next(name for name in (BASE, "torchcam GradCAM", FORWARD) if name in equal)
-    return [
-        {
-            "network": network,
-            "layer": layer,
-            "batch": int(batch),
-            "maps": case.maps,
-            **_row(one, whole, base, operations, int(batch)),
-        }
-        for one in tried
-    ]
+    batch = len(case.inputs)
+    head = described(key, case)
+    return [{**head, **_row(one, whole, base, operations, batch)} for one in tried]
 
 
 class _Tried:
-    """A method after its first run, which warms it up, counts images and checks the result."""
+    """A method after its first run: warmed up, its images counted, its result checked."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -131,7 +107,7 @@ class _Tried:
         return None if self.error is None else self.error <= TOLERANCE
 
 
-def _try(method: Method, case: Any) -> _Tried:
+def _try(method: Method, case: Case) -> _Tried:
     tried = _Tried(method)
     try:
         with counted(case.model, case.inputs) as tried.counts:
@@ -139,8 +115,7 @@ def _try(method: Method, case: Any) -> _Tried:
         if method.error is not None:
             tried.error = method.error(result)
     except Exception as error:  # a method that fails is a result, too
-        text = " ".join(str(error).split())
-        tried.reason = f"{type(error).__name__}: {text}"[:300]
+        tried.reason = reason(error)
     return tried
 
 
@@ -177,40 +152,35 @@ def _row(
         "images": None,
         "floor": None,
     }
-    if one.reason:
-        return row
-    times = whole[method.name]
+    return row if one.reason else {**row, **_measured(one, whole, base, operations, batch)}
+
+
+def _measured(
+    one: _Tried, whole: dict[str, list[float]], base: str, operations: Flops, batch: int
+) -> Row:
+    times = whole[one.method.name]
+    seconds = quartiles(times)
+    # what is slower than the others may have fewer rounds
+    ratios = [mine / other for mine, other in zip(times, whole[base], strict=False)]
     forward = quartiles(whole[FORWARD]).median
-    floor = operations.floor(0 if method.part is None and not method.clusters else method.clusters)
-    least = forward * floor / operations.forward
-    row.update(
-        seconds=asdict(quartiles(times)),
-        rounds=times,
-        ratio={
-            "to": base,
-            **asdict(quartiles([a / b for a, b in zip(times, whole[base], strict=False)])),
-        },
-        images={
+    return {
+        "seconds": asdict(seconds),
+        "rounds": times,
+        "ratio": {"to": base, **asdict(quartiles(ratios))},
+        "images": {
             "first": _images(one.counts.first, one, batch),
             "last": _images(one.counts.last, one, batch),
         },
-        floor={
-            "forward_flops": operations.forward,
-            "behind_flops": operations.behind,
-            "flops": floor,
-            "seconds": least,
-            "ratio": quartiles(times).median / least,
-        },
-    )
-    return row
+        "floor": operations.row(one.method.clusters or 0, forward, seconds.median),
+    }
 
 
 def _images(count: int, one: _Tried, batch: int) -> int:
-    """Images of the whole method: what is fixed, and the rest in proportion."""
+    """Images of the whole method: those needed once, and the others in proportion."""
     part = one.method.part
     if part is None:
         return count
     once = min(count, round(part.fixed * batch))
-    if count <= 2 * batch:  # none for a perturbation
+    if count <= 2 * batch:  # no perturbation sends images through this layer
         return count
     return once + round((count - once) * part.of / part.done)

@@ -1,7 +1,7 @@
 """Time over the number of groups, of maps, of images, the depth of the layer, and of processes.
 
-Along an axis all values take turns within a round, as the methods do in :mod:`benchmarks.runtime`,
-and a line is fitted: a power of the value, and a fixed part with a part for each unit.
+All values of an axis take turns within a round, as the methods do in :mod:`benchmarks.runtime`. Two
+lines are fitted: a power of the value, and a fixed part with a part for each unit.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import linregress
 
 from benchmarks.cases import NETWORKS, Case, Tiny, build, settle
-from benchmarks.floor import Flops, flops
+from benchmarks.floor import flops
 from benchmarks.results import Row
 from benchmarks.timing import quartiles, rounds
-from captum_clustered import ClusteredLayerAblation
 from captum_clustered.layers import find_layer
 
-__all__ = ["Plan", "cases", "fits", "measure"]
+__all__ = ["Plan", "cases", "described", "fits", "measure"]
 
 _METHOD = "ClusteredLayerAblation kmeans"
 
@@ -36,7 +37,7 @@ class Plan:
     """The values along each axis.
 
     Attributes:
-        network (str): The network of all axes but `channels`, which has small networks of its own.
+        network (str): The network of all axes except `channels`, which has its own small networks.
         layers (tuple[str, ...]): Its layers by depth, the last one first.
         clusters (tuple[int, ...]): Numbers of groups at the last layer and at the next one.
         channels (tuple[int, ...]): Numbers of maps.
@@ -73,7 +74,7 @@ class Plan:
         )
 
     def tiny(self) -> Plan:
-        """A run that is done at once, on the network for trying out."""
+        """A very short run on the network ``tiny``."""
         return replace(
             self,
             network="tiny",
@@ -87,7 +88,7 @@ class Plan:
 
 
 def cases(plan: Plan) -> list[str]:
-    """The axes that are measured, each in one go.
+    """The axes that are measured.
 
     Example::
 
@@ -137,23 +138,12 @@ class _Point:
     groups: int
     case: Case
 
-    @property
-    def operations(self) -> Flops:
-        return flops(self.case)
-
     @torch.no_grad()
     def forward(self) -> object:
         return self.case.model(self.case.inputs)
 
     def explain(self) -> object:
-        found = self.case.found
-        cam = ClusteredLayerAblation(
-            self.case.model,
-            found.layer,
-            n_clusters=self.groups,
-            channel_dim=found.channel_dim,
-            reshape_transform=found.reshape_transform,
-        )
+        cam = self.case.explainer(n_clusters=self.groups)
         return cam.attribute(self.case.inputs, target=self.case.target)
 
 
@@ -198,10 +188,8 @@ def _wide(channels: int) -> Case:
 
 
 def _row(axis: str, point: _Point, times: list[float], forwards: list[float], plan: Plan) -> Row:
-    operations = point.operations
-    floor = operations.floor(point.groups)
-    least = quartiles(forwards).median * floor / operations.forward
     middle = quartiles(times)
+    forward = quartiles(forwards).median
     return {
         "axis": axis,
         "network": f"one with {point.label}" if axis == "channels" else plan.network,
@@ -211,19 +199,13 @@ def _row(axis: str, point: _Point, times: list[float], forwards: list[float], pl
         "method": f"{_METHOD} K={point.groups}" if axis != "clusters" else _METHOD,
         "seconds": asdict(middle),
         "rounds": times,
-        "floor": {
-            "forward_flops": operations.forward,
-            "behind_flops": operations.behind,
-            "flops": floor,
-            "seconds": least,
-            "ratio": middle.median / least,
-        },
+        "floor": flops(point.case).row(point.groups, forward, middle.median),
         "images_per_second": len(point.case.inputs) / middle.median,
     }
 
 
 def _with_processes(plan: Plan, number: int) -> Row:
-    """Several processes of one thread each, each with its share of the images."""
+    """Several processes of one thread each, each with a share of the images."""
     clusters = min(16, max(plan.clusters))
     repeats = max(3, plan.rounds // 2) if plan.rounds > 2 else plan.rounds
     command = [
@@ -260,8 +242,20 @@ def _with_processes(plan: Plan, number: int) -> Row:
     }
 
 
+def described(fit: Mapping[str, Any]) -> str:
+    """A fit in words.
+
+    Example::
+
+        >>> described({"exponent": 0.5, "fixed_seconds": 0.01, "seconds_per_unit": 0.002})
+        'power 0.50; 10.0 ms + 2.000 ms per unit'
+    """
+    fixed, slope = 1e3 * fit["fixed_seconds"], 1e3 * fit["seconds_per_unit"]
+    return f"power {fit['exponent']:.2f}; {fixed:.1f} ms + {slope:.3f} ms per unit"
+
+
 def fits(rows: Sequence[Row]) -> dict[str, Any]:
-    """For each axis the exponent of the value, and the fixed part and the part per unit.
+    """The fits of each axis: the power of the value, and the fixed part and the part per unit.
 
     Example::
 
@@ -299,10 +293,9 @@ def fits(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float | None]:
-    """Slope, intercept and share of the variance of the line of least squares."""
-    mx, my = sum(xs) / len(xs), sum(ys) / len(ys)
-    sxx = sum((x - mx) ** 2 for x in xs)
-    sxy = sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True))
-    syy = sum((y - my) ** 2 for y in ys)
-    slope = sxy / sxx
-    return slope, my - slope * mx, sxy**2 / (sxx * syy) if syy else None
+    """Slope and intercept of the line of least squares, and the share of the variance it explains.
+
+    The share is None where all `ys` are equal.
+    """
+    fit = linregress(xs, ys)
+    return float(fit.slope), float(fit.intercept), float(fit.rvalue**2) if np.ptp(ys) else None

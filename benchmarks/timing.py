@@ -1,14 +1,15 @@
-"""Time in paired rounds, and the images that a method sends through the network."""
+"""Time in paired rounds, and the number of images that a method sends through the network."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +26,10 @@ __all__ = [
 ]
 
 FEWEST = 3
-"""Rounds that are measured whatever they cost: quartiles need as many."""
+"""The fewest rounds, however long they take: quartiles need as many."""
 
 DEAR = 20.0
-"""How many times as long as the fastest a method may take that is measured in more rounds."""
+"""A method that takes more than so many times as long as the fastest has the fewest rounds."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,11 @@ def quartiles(values: Sequence[float]) -> Quartiles:
         >>> quartiles([4.0, 1.0, 2.0, 3.0, 5.0])
         Quartiles(median=3.0, low=2.0, high=4.0)
     """
-    if len(values) == 1:
-        return Quartiles(values[0], values[0], values[0])
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Quartiles(middle, low, high)
+    return Quartiles(*np.quantile(values, (0.5, 0.25, 0.75)).tolist())
 
 
 def synchronize() -> None:
-    """Returns when the device has done all that it was told to."""
+    """Waits until the device has finished its queue."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -66,18 +64,18 @@ def rounds(
     budget: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each method, all methods in turn: A B C A B C.
+    """Seconds of each method. The methods take turns: A B C A B C.
 
-    What disturbs the machine for longer than a method takes thus disturbs all methods of a round,
-    and the ratios within a round hardly. What takes more than :data:`DEAR` times as long as the
-    fastest drops out after :data:`FEWEST` rounds. Nothing is warmed up here: each method must have
-    run.
+    A disturbance that lasts longer than one method slows all methods of a round, so that it hardly
+    changes the ratios within the round. A method that takes more than :data:`DEAR` times as long as
+    the fastest drops out after :data:`FEWEST` rounds. There is no warm-up here: each method must
+    have run before.
 
     Args:
         methods (mapping): Functions by name.
         repeats (int): The most rounds.
-        budget (float): Seconds, counted from the end of the first :data:`FEWEST` rounds, after
-            which no further one begins.
+        budget (float): Seconds after which no further round begins, counted from the end of the
+            first :data:`FEWEST` rounds.
         clock (callable, optional): Gives the time in seconds. Default: time.perf_counter
 
     Returns:
@@ -103,14 +101,14 @@ def rounds(
             synchronize()
             start = clock()
             result = method()
-            synchronize()  # a device works on while the host goes on
+            synchronize()  # the device may still be working
             seconds[name].append(clock() - start)
             del result
     return seconds
 
 
 def extrapolate(seconds: float, forward: float, done: int, of: int, fixed: float) -> float:
-    """Seconds of a whole method from those of a part of its perturbations.
+    """Seconds of a whole method, estimated from a part of its perturbations.
 
     Args:
         seconds (float): Time of the part.
@@ -120,7 +118,7 @@ def extrapolate(seconds: float, forward: float, done: int, of: int, fixed: float
         fixed (float): Plain forward passes that are needed only once.
 
     Returns:
-        *float*: What is fixed, and the rest in proportion.
+        *float*: The time of the passes needed once, and the rest in proportion.
 
     Example::
 
@@ -141,10 +139,10 @@ class Counts:
 
 @contextmanager
 def counted(model: nn.Module, inputs: Tensor) -> Iterator[Counts]:
-    """Counts images while it is open: rows of what the first and the last weighted layer give.
+    """Counts images while it is open: the rows of the first and the last weighted layer's output.
 
-    Under `torch.vmap` a row is one of the copies, so the sizes are read below it, where they are
-    those of the tensors that are really computed.
+    Under `torch.vmap` a tensor hides the axis of the copies. The sizes are therefore read from the
+    tensor below, which holds all that is computed.
     """
     counts = Counts()
     first, last = _ends(model, inputs)
@@ -163,7 +161,7 @@ def counted(model: nn.Module, inputs: Tensor) -> Iterator[Counts]:
 
         return run
 
-    # a hook would also see the calls that the replay answers without computing anything
+    # a hook would also run in calls that the replay answers without computing anything
     for module in one:
         module.__dict__["forward"] = counting(module, module.forward)
     try:
@@ -182,17 +180,11 @@ def _ends(
     def note(module: nn.Module, _: object, output: Tensor) -> None:
         seen.append((module, output.shape))
 
-    hooks = [
-        module.register_forward_hook(note)
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    ]
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                hooks.enter_context(module.register_forward_hook(note))
+        model(inputs)
     return seen[0], seen[-1]
 
 
@@ -201,7 +193,7 @@ def _numel(shape: Sequence[int]) -> int:
 
 
 def _physical(tensor: Tensor) -> int:
-    """Number of values, those that `torch.vmap` hides among them."""
+    """Number of values, with the axes that `torch.vmap` hides."""
     functorch = torch._C._functorch
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)

@@ -1,7 +1,7 @@
-"""Every architecture of torchvision and one of each timm family: does it run, how, and is it right?
+"""Every architecture of torchvision and one of each timm family: does it run, how, and correctly?
 
 Weights are random. The reference is the full path, which runs the whole model for each group. Each
-network is explained at its last layer with maps and at one in the middle.
+network is explained at its last layer with maps and at a layer in the middle.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 import time
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import settle
-from benchmarks.results import Row
+from benchmarks.cases import output_of, settle
+from benchmarks.results import Row, reason
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.layers import TargetLayer, find_layer, find_target_layer
 
@@ -58,7 +59,7 @@ _QUICK_TIMM = 12
 
 
 class Averaged(nn.Module):
-    """A network for segmentation as one that classifies: the mean over the pixels."""
+    """A network for segmentation that classifies by the mean of its scores over the pixels."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -73,8 +74,8 @@ def cases(full: bool) -> list[str]:
     """The networks as ``source/kind/family/name``.
 
     Args:
-        full (bool): Whether all are wanted: every architecture of torchvision, a small one of each
-            module of timm. Else one of each kind.
+        full (bool): Whether all are wanted: every architecture of torchvision, and a small one of
+            each module of timm. Otherwise some of each kind.
     """
     vision = _torchvision()
     families = _timm()
@@ -131,11 +132,8 @@ def measure(key: str) -> list[Row]:
         try:
             model, x = _network(source, kind, name)
         except Exception as error:  # a network that cannot be made is a result, too
-            reason = _words(error)
-            return [
-                {**head, **_empty(place), "reason": reason, "seconds": time.perf_counter() - begin}
-                for place in ("last", "inner")
-            ]
+            failed = {"reason": reason(error), "seconds": time.perf_counter() - begin}
+            return [{**head, **_empty(place), **failed} for place in ("last", "inner")]
         return measure_network(model, x, head)
 
 
@@ -154,7 +152,7 @@ def measure_network(model: nn.Module, x: Tensor, head: Row) -> list[Row]:
         try:
             row.update(_compare(model, x, find(model, x)))
         except Exception as error:  # so is a layer that cannot be explained
-            row["reason"] = _words(error)
+            row["reason"] = reason(error)
         row["seconds"] = time.perf_counter() - begin
         rows.append(row)
         gc.collect()
@@ -174,38 +172,41 @@ def _empty(place: str) -> Row:
     }
 
 
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
 def _network(source: str, kind: str, name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    if source == "timm":
-        import timm
-
-        model: Any = timm.create_model(name, pretrained=False, num_classes=_CLASSES)
-        shape = tuple(model.default_cfg.get("input_size", (3, 224, 224)))
-        if shape[-1] > _LARGEST:
-            shape = (3, shape[-1] // 2, shape[-1] // 2)
-            if model.default_cfg.get("fixed_input_size"):
-                made_for = {"img_size": shape[-1]}
-                model = timm.create_model(name, pretrained=False, num_classes=_CLASSES, **made_for)
-    else:
-        from torchvision.models import get_model
-
-        model = get_model(name, weights=None, **_arguments(kind, name))
-        shape = _shape(kind, name)
+    model, shape = _of_timm(name) if source == "timm" else _of_torchvision(kind, name)
     model = Averaged(model) if kind == "segmentation" else model
     double = sum(parameter.numel() for parameter in model.parameters()) <= _MOST_IN_DOUBLE
     model = (model.double() if double else model).eval()
     model.requires_grad_(False)
     for parameter_name, parameter in model.named_parameters():
-        # heads and scales that start at zero would hide every difference
+        # heads and scales that start at zero, or nearly so, would hide every difference
         if not parameter.any() or "layer_scale" in parameter_name or "gamma" in parameter_name:
             nn.init.normal_(parameter, std=0.5)
     x = torch.rand(2, *shape, dtype=torch.float64 if double else torch.float32)
     settle(model, x)
     return model, x
+
+
+def _of_timm(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network of timm and the shape of an input."""
+    import timm
+
+    model: Any = timm.create_model(name, pretrained=False, num_classes=_CLASSES)
+    shape = tuple(model.default_cfg.get("input_size", (3, 224, 224)))
+    if shape[-1] > _LARGEST:
+        shape = (3, shape[-1] // 2, shape[-1] // 2)
+        if model.default_cfg.get("fixed_input_size"):
+            made_for = {"img_size": shape[-1]}
+            model = timm.create_model(name, pretrained=False, num_classes=_CLASSES, **made_for)
+    return model, shape
+
+
+def _of_torchvision(kind: str, name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network of torchvision and the shape of an input."""
+    from torchvision.models import get_model
+
+    return get_model(name, weights=None, **_arguments(kind, name)), _shape(kind, name)
 
 
 def _arguments(kind: str, name: str) -> dict[str, Any]:
@@ -216,7 +217,7 @@ def _arguments(kind: str, name: str) -> dict[str, Any]:
 
 
 def _shape(kind: str, name: str) -> tuple[int, ...]:
-    """The smallest usual input; some networks have tables or pooling of one size."""
+    """The smallest usual input. Some networks have tables or pooling for one size only."""
     if kind == "video":
         fixed = name == "s3d" or name.startswith("mvit")
         return (3, 16, 224, 224) if fixed else (3, 8, 64, 64)
@@ -225,9 +226,9 @@ def _shape(kind: str, name: str) -> tuple[int, ...]:
 
 
 def inner_layer(model: nn.Module, x: Tensor) -> TargetLayer:
-    """A block in the middle: of the modules with maps that run once, the middle one to finish.
+    """A block in the middle: of the modules that run once and give maps, the middle one to finish.
 
-    Modules made of others come before single operations.
+    Modules that consist of others are preferred to single operations.
 
     Args:
         model (nn.Module): The model.
@@ -254,13 +255,10 @@ def inner_layer(model: nn.Module, x: Tensor) -> TargetLayer:
         if isinstance(output, Tensor) and len(output) == len(x) and 3 <= output.ndim <= 5:
             finished.append((names[module], next(module.children(), None) is not None))
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        model(x)
     modules = dict(model.named_modules())
     once = [(name, block) for name, block in finished if times[modules[name]] == 1]
     blocks = [name for name, block in once if block and not _is_detail(name, modules[name])]
@@ -274,7 +272,7 @@ def inner_layer(model: nn.Module, x: Tensor) -> TargetLayer:
 
 
 def _is_detail(name: str, module: nn.Module) -> bool:
-    """Whether the module is a part of a block: an attention, a perceptron, a gate, a shortcut."""
+    """Whether the module is part of a block, such as an attention, a perceptron or a shortcut."""
     words = ("attn", "attention", "mlp", "squeeze", "downsample", "shortcut", "norm", "drop", "act")
     kind, own = type(module).__name__.lower(), name.rpartition(".")[2].lower()
     if own == "block" or own.startswith(("conv", "branch")):
@@ -283,14 +281,7 @@ def _is_detail(name: str, module: nn.Module) -> bool:
 
 
 def _has_maps(found: TargetLayer, model: nn.Module, x: Tensor) -> bool:
-    shapes: list[torch.Size] = []
-    hook = found.layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        hook.remove()
-    shape = shapes[0]
+    shape = output_of(model, found.layer, x)[1].shape
     if len(shape) == 3 and found.reshape_transform is None:
         return x.ndim == 3
     return shape[found.channel_dim] > 1 and shape.numel() // shape[found.channel_dim] > len(x)
@@ -310,7 +301,7 @@ def _compare(model: nn.Module, x: Tensor, found: TargetLayer) -> Row:
             replay=replay,
         )
         result: Any = cam.explain(x, target=[1, 2], attribute_to_layer_input=found.at_input)
-        drops[replay] = result.scores[:, None] - result.ablated_scores
+        drops[replay] = result.drops
         if replay == "auto":
             row["maps"] = list(result.activations.shape[1:])
             row["replay"], row["reason"] = result.replay, result.replay_reason

@@ -221,7 +221,7 @@ def test_attention_whose_tokens_are_no_grid_is_refused():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Flatten(2), Attention(), Attention(), nn.Flatten(), nn.LazyLinear(5)
     )
-    with pytest.raises(ValueError, match="`layer` could not be found: .*; got an output of"):
+    with pytest.raises(ValueError, match=r"`layer` could not be found: .*; got an output of"):
         find_target_layer(model, torch.rand(1, 3, 9, 20))
 
 

@@ -212,7 +212,7 @@ def test_wrong_arguments(function, values, options, message):
 
 
 def test_more_wrong_arguments():
-    with pytest.raises(ValueError, match="`method` must be one of .*'bca'; got 'basic'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of .*'bca'; got 'basic'"):
         mean_interval([1.0, 2.0], method="basic")
     with pytest.raises(ValueError, match="of the same images; got 2 and 1"):
         paired_difference([1.0, 2.0], [1.0])

@@ -10,15 +10,12 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.commands import program, run, say
 from captum_clustered.evaluation.plan import listed, numbers
 
-app = typer.Typer(
-    name="python -m benchmarks.thyroid",
-    help="The experiment of the Clustered-CAM paper, redone on public thyroid ultrasound.",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = program(
+    "python -m benchmarks.thyroid",
+    "The experiment of the Clustered-CAM paper, redone on public thyroid ultrasound.",
 )
 
 Data = Annotated[
@@ -57,10 +54,6 @@ Page = Annotated[
 _NETWORKS = "lite0,lite0-vgg"
 
 
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
 @app.command()
 def phantom(
     out: Out,
@@ -79,7 +72,7 @@ def phantom(
     """Draw a data set of speckle phantoms; its phantom.csv is for --data."""
     from benchmarks.thyroid.phantom import write
 
-    write(out, frames, seed, malignant, calipers, _say)
+    write(out, frames, seed, malignant, calipers, say)
 
 
 @app.command()
@@ -88,7 +81,7 @@ def prepare(data: Data, out: Out) -> None:
     from benchmarks.thyroid.data import read
     from benchmarks.thyroid.regions import prepare as cut
 
-    cut(*read(data), out, _say)
+    cut(*read(data), out, say)
 
 
 @app.command()
@@ -104,7 +97,7 @@ def train(
     """Train the networks by cross-validation over patients, with a hold-out."""
     from benchmarks.thyroid.splits import read_regions
     from benchmarks.thyroid.training import Training
-    from benchmarks.thyroid.training import train as run
+    from benchmarks.thyroid.training import train as train_folds
 
     regions = read_regions(out)
     for network in listed(networks):
@@ -116,7 +109,7 @@ def train(
             pretrained=weights == "default",
             seed=seed,
         )
-        found = run(regions, out / network, settings, _say)
+        found = train_folds(regions, out / network, settings, say)
         for part, words in (("pooled", "folds"), ("holdout", "hold-out, best fold")):
             rates = ", ".join(
                 f"{name} {rate['estimate']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]"
@@ -140,7 +133,7 @@ def explain(
 ) -> None:
     """Explain the regions that the best fold did not see, by every method and control."""
     from benchmarks.thyroid.explaining import METHODS, Explaining
-    from benchmarks.thyroid.explaining import explain as run
+    from benchmarks.thyroid.explaining import explain as explain_regions
     from benchmarks.thyroid.splits import read_regions
 
     settings = Explaining(
@@ -155,32 +148,30 @@ def explain(
     )
     regions = read_regions(out)
     for network in listed(networks):
-        run(regions, out / network, out / network / "explained", settings, _say)
+        explain_regions(regions, out / network, out / network / "explained", settings, say)
 
 
 @app.command()
 def tables(out: Out, name: Name = "ddti", page: Page = None) -> None:
     """Make the tables and Figure 2 of what the other commands found."""
-    from benchmarks.pages import document
+    from benchmarks.files import write_json, write_text
+    from benchmarks.pages import renew
     from benchmarks.thyroid import tables as command
     from captum_clustered._files import whole
 
     found = command.gather(out, name)
-    command.save(found, out / "results.json")
     made = command.markdown(found)
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in made.items()) + "\n"
-    with whole(out / "tables.md") as part:
-        part.write_text(text, encoding="utf-8")
     written = [out / "results.json", out / "tables.md"]
+    write_json(written[0], found)
+    write_text(written[1], text)
     for network in found["networks"]:
         path = out / f"figure-{network}.png"
         with whole(path) as part:
             command.figure(out, network).savefig(part, format="png", dpi=110)
         written.append(path)
     if page is not None:
-        renewed = document(page.read_text(encoding="utf-8"), made)
-        with whole(page) as part:
-            part.write_text(renewed, encoding="utf-8")
+        renew(page, made)
         written.append(page)
     for path in written:
         typer.echo(str(path))
@@ -214,14 +205,8 @@ def everything(
 
 
 def main() -> None:
-    """Runs the commands; what a user can put right is said in one line."""
-    import sys
-
-    try:
-        app()
-    except (ValueError, ImportError, RuntimeError) as error:
-        _say(f"python -m benchmarks.thyroid: {error}")
-        sys.exit(2)
+    """Runs the program."""
+    run(app, errors=(RuntimeError,))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.thyroid.regions import Contour, area, binary, clipped
+from benchmarks.thyroid.contours import Contour, area, binary, clipped
 
 __all__ = ["Nodule", "Skipped", "read"]
 

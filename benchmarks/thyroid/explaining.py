@@ -7,8 +7,6 @@ package's engine and by Captum's `LayerFeatureAblation`, in turn on the same ima
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import time
@@ -23,15 +21,15 @@ import torch
 from captum.attr import LayerFeatureAblation, LayerGradCam
 from torch import Tensor
 
-from benchmarks.thyroid.networks import LAYER, NETWORKS
+from benchmarks.files import write_json, write_table
+from benchmarks.thyroid.networks import LAYER, NETWORKS, Network
 from benchmarks.thyroid.splits import HOLDOUT, Region
 from benchmarks.thyroid.training import best_of
 from benchmarks.timing import rounds
 from captum_clustered import ClusteredLayerAblation, LayerAblationCam
-from captum_clustered._files import whole
 from captum_clustered.evaluation import Settings, evaluate
-from captum_clustered.explainers.results import ClusteredAttribution
-from captum_clustered.models import load
+from captum_clustered.models import Prepared
+from captum_clustered.models.images import read_picture
 from captum_clustered.weighting import by_map
 
 __all__ = ["MASKING", "METHODS", "Explaining", "explain", "unseen"]
@@ -152,13 +150,12 @@ def explain(
             )
     if settings.timed and not (out / "timing.json").exists():
         held = [region for region, origin in chosen if origin == "hold-out"]
-        times = timed(network.spec, checkpoint, held[: settings.timed], max(settings.clusters), say)
-        with whole(out / "timing.json") as part:
-            part.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+        times = timed(network, checkpoint, held[: settings.timed], max(settings.clusters), say)
+        write_json(out / "timing.json", times)
 
 
 def timed(
-    spec: str,
+    network: Network,
     checkpoint: Path,
     regions: Sequence[Region],
     clusters: int,
@@ -169,7 +166,7 @@ def timed(
     Ours and Grad-CAM take turns for five rounds; Captum's ablation, which takes minutes, runs once.
 
     Args:
-        spec (str): Function of :mod:`benchmarks.thyroid.networks`.
+        network (Network): The network.
         checkpoint (Path): The network's weights.
         regions (sequence of Region): Which are explained, one at a time.
         clusters (int): Number of groups.
@@ -179,21 +176,17 @@ def timed(
         *dict*: For each method the median of seconds per image, and all of them; beside it the
         largest difference between the drops of both engines, relative to the largest drop.
     """
-    from PIL import Image
-
-    loaded = load(f"benchmarks.thyroid.networks:{spec}", checkpoint)
-    model, layer = loaded.model, getattr(loaded.model, LAYER)
-    clustered = ClusteredLayerAblation(model, layer, n_clusters=clusters)
-    exact = LayerAblationCam(model, layer)
-    captum, grad = LayerFeatureAblation(model, layer), LayerGradCam(model, layer)
+    prepared = network.prepared(checkpoint)
+    clustered = prepared.explainer(ClusteredLayerAblation, n_clusters=clusters)
+    exact = prepared.explainer(LayerAblationCam)
+    grad = LayerGradCam(prepared.model, prepared.layer.layer)
     seconds: dict[str, list[float]] = {}
     differences: dict[str, list[float]] = {"groups": [], "single maps": []}
+    maps = 0
     for number, region in enumerate(regions):
-        say(f"{spec}: times of region {number + 1} of {len(regions)}")
-        with Image.open(region.path) as file:
-            x = loaded.transform(file.convert("RGB")).unsqueeze(0)
-        with torch.no_grad():
-            target = int(model(x).argmax())
+        say(f"{network.spec}: times of region {number + 1} of {len(regions)}")
+        x = prepared.input(read_picture(region.path))
+        target = prepared.target("predicted", prepared.scores(x)[0])
         methods: dict[str, Callable[[], object]] = {
             "Grad-CAM, Captum": partial(grad.attribute, x, target),
             "Clustered-CAM, ours": partial(clustered.attribute, x, target),
@@ -203,29 +196,21 @@ def timed(
             method()  # warms up
         for name, taken in rounds(methods, 5, math.inf).items():
             seconds.setdefault(name, []).append(median(taken))
-        result = clustered.explain(x, target)
-        alive = result.labels[0] >= 0
+        groups, single = clustered.explain(x, target), exact.explain(x, target)
+        maps = groups.labels.shape[1]
         # maps in no group are zero everywhere: whom they join does not matter
-        for name, title, labels, ours in (
-            ("groups", "Clustered-CAM", result.labels.clamp(min=0), result),
-            (
-                "single maps",
-                "Ablation-CAM",
-                torch.arange(len(alive))[None],
-                exact.explain(x, target),
-            ),
+        for kind, title, labels, ours in (
+            ("groups", "Clustered-CAM", groups.labels.clamp(min=0), groups),
+            ("single maps", "Ablation-CAM", torch.arange(maps)[None], single),
         ):
-            begin = time.perf_counter()
-            theirs = captum.attribute(
-                x, target=target, layer_mask=labels[..., None, None], perturbations_per_eval=16
-            )
-            seconds.setdefault(f"{title}, Captum", []).append(time.perf_counter() - begin)
-            drops = theirs[0, :, 0, 0]
-            error = (_drops(ours) - drops)[alive].abs().max() / drops.abs().max()
-            differences[name].append(float(error))
+            time_taken, drops = _by_captum(prepared, x, target, labels)
+            seconds.setdefault(f"{title}, Captum", []).append(time_taken)
+            alive = groups.labels[0] >= 0
+            error = (by_map(ours.drops, ours.labels)[0] - drops)[alive].abs().max()
+            differences[kind].append(float(error / drops.abs().max()))
     return {
         "clusters": clusters,
-        "maps": len(alive),
+        "maps": maps,
         "regions": len(regions),
         "threads": torch.get_num_threads(),
         "seconds": {name: median(taken) for name, taken in seconds.items()},
@@ -234,17 +219,26 @@ def timed(
     }
 
 
-def _drops(result: ClusteredAttribution) -> Tensor:
-    """For each map how far its group lets the score fall, `(C,)`."""
-    drops = result.scores[:, None] - result.ablated_scores
-    return by_map(drops.nan_to_num(), result.labels)[0]
+def _by_captum(prepared: Prepared, x: Tensor, target: int, labels: Tensor) -> tuple[float, Tensor]:
+    """Seconds of Captum's ablation of these groups, and the drop of each map's group, `(C,)`."""
+    method = LayerFeatureAblation(prepared.model, prepared.layer.layer)
+    mask = labels[..., None, None]  # (1, C, 1, 1)
+    begin = time.perf_counter()
+    drops = method.attribute(x, target=target, layer_mask=mask, perturbations_per_eval=16)
+    return time.perf_counter() - begin, drops[0, :, 0, 0]
 
 
 def _write_table(regions: Sequence[Region], path: Path) -> None:
-    with whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "class", "case", "mask"])
-        for region in regions:
-            picture, mask = (os.path.relpath(p, path.parent) for p in (region.path, region.mask))
-            label = "" if region.label is None else region.label
-            writer.writerow([Path(picture).as_posix(), label, region.case, Path(mask).as_posix()])
+    def beside(file: Path) -> str:
+        return Path(os.path.relpath(file, path.parent)).as_posix()
+
+    rows = [
+        {
+            "path": beside(region.path),
+            "class": "" if region.label is None else region.label,
+            "case": region.case,
+            "mask": beside(region.mask),
+        }
+        for region in regions
+    ]
+    write_table(path, ["path", "class", "case", "mask"], rows)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_clustered.models import load
+from captum_clustered.models import Prepared, load, prepare
 
 __all__ = ["CLASSES", "LAYER", "NETWORKS", "Network", "TNet", "lite0", "lite0_vgg", "vgg19"]
 
@@ -84,7 +85,7 @@ class Network:
     spec: str
 
     def transform(self) -> Any:
-        """A region as PIL image to what the network takes."""
+        """Turns a region, a PIL image, into the network's input."""
         from torchvision import transforms
 
         return transforms.Compose(
@@ -94,6 +95,11 @@ class Network:
                 transforms.Normalize(self.mean, self.std),
             ]
         )
+
+    def prepared(self, checkpoint: Path) -> Prepared:
+        """The network with trained weights on the CPU, ready to be explained."""
+        name = f"{__name__}:{self.spec}"
+        return prepare(name, layer=LAYER, checkpoint=checkpoint, device="cpu")
 
 
 def _lite0_blocks(pretrained: bool) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -10,7 +10,6 @@ behaves like ultrasound in those respects, not a simulation of acoustics.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.thyroid.regions import Contour, filled
+from benchmarks.files import write_table
+from benchmarks.thyroid.contours import Contour, filled
 from captum_clustered._files import whole
 
 __all__ = ["ATTRIBUTES", "Phantom", "phantom", "write"]
@@ -292,9 +292,6 @@ def write(
             }
         )
     table = out / "phantom.csv"
-    with whole(table) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(table, list(rows[0]), rows)
     say(f"{n} frames, {sum(row['label'] for row in rows)} of them malignant: {table}")
     return table

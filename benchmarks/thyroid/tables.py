@@ -7,26 +7,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.pages import interval, table
 from benchmarks.thyroid.explaining import unseen
-from benchmarks.thyroid.networks import CLASSES, LAYER, NETWORKS
+from benchmarks.thyroid.networks import CLASSES, NETWORKS
 from benchmarks.thyroid.splits import HOLDOUT, Region, read_regions
 from benchmarks.thyroid.training import best_of
-from captum_clustered._files import whole, without_nan
 from captum_clustered.evaluation.measures import METRICS
-from captum_clustered.evaluation.plan import Variant
-from captum_clustered.evaluation.records import Row, read_rows
-from captum_clustered.evaluation.report import Column, make_report, title_of
-from captum_clustered.methods import METHODS
+from captum_clustered.evaluation.records import read_rows
+from captum_clustered.evaluation.report import Column, make_report
+from captum_clustered.evaluation.variants import Row, Variant, title_of
+from captum_clustered.fills import fill_image
+from captum_clustered.heatmap import enlarge, normalize
+from captum_clustered.methods import METHODS, make
+from captum_clustered.models.images import read_picture
 from captum_clustered.statistics import mean_interval
+from captum_clustered.visualization import overlay
 
-__all__ = ["PAPER", "figure", "gather", "markdown", "save"]
+__all__ = ["PAPER", "figure", "gather", "markdown"]
 
 PAPER = {
     "Grad-CAM": (40.35, 25.52),
@@ -209,16 +215,17 @@ def markdown(found: Mapping[str, Any]) -> dict[str, str]:
     data = found["data"]
     tables = {}
     for network, numbers in found["networks"].items():
-        for name, make in _TABLES.items():
+        for name, table_of in _TABLES.items():
             if name == "timing" and numbers["timing"] is None:
                 continue
-            tables[f"{data} {network} {name}"] = make(numbers)
+            tables[f"{data} {network} {name}"] = table_of(numbers)
     tables[f"{data} networks"] = _networks(found)
     return tables
 
 
 def _networks(found: Mapping[str, Any]) -> str:
-    rows = [["Network", "on", "regions", "accuracy", "TPR", "TNR", "AUC"]]
+    head = ["Network", "on", "regions", "accuracy", "TPR", "TNR", "AUC"]
+    rows = []
     for network, numbers in found["networks"].items():
         for part, words in (("pooled", "all folds"), ("holdout", "hold-out, best fold")):
             rates = numbers["training"][part]
@@ -227,12 +234,13 @@ def _networks(found: Mapping[str, Any]) -> str:
                 for rate in ("accuracy", "tpr", "tnr", "auc")
             ]
             rows.append([network, words, str(rates["accuracy"]["n"]), *cells])
-    return _markdown(rows)
+    return table(head, rows)
 
 
 def _table_1(numbers: Mapping[str, Any]) -> str:
     held = numbers["tables"]["holdout"]
-    rows = [["Method", "ADC, paper", "ADC", "- Ablation-CAM", "PIC, paper", "PIC"]]
+    head = ["Method", "ADC, paper", "ADC", "- Ablation-CAM", "PIC, paper", "PIC"]
+    rows = []
     wanted: list[tuple[str, str, int | None, str | None]] = [
         ("Grad-CAM", "grad-cam", None, None),
         ("EGrad-CAM", "egrad-cam", None, None),
@@ -260,33 +268,35 @@ def _table_1(numbers: Mapping[str, Any]) -> str:
                 _interval(line["pic"]),
             ]
         )
-    return _markdown(rows) + f"\n\n{held['images']} regions of {held['cases']} patients."
+    return table(head, rows) + f"\n\n{held['images']} regions of {held['cases']} patients."
 
 
 def _all(numbers: Mapping[str, Any]) -> str:
-    table = numbers["tables"]["unseen"]
-    heads = [name for name in _SHOWN if name in table["lines"][0]]
-    rows = [["Method", *(METRICS[name].title for name in heads)]]
-    for line in table["lines"]:
+    unseen_table = numbers["tables"]["unseen"]
+    names = [name for name in _SHOWN if name in unseen_table["lines"][0]]
+    head = ["Method", *(METRICS[name].title for name in names)]
+    rows = []
+    for line in unseen_table["lines"]:
         if line["weighting"] in (None, "drop_per_map") or line["method"] == "clustered-cam":
             title = f"*{line['title']}*" if line["control"] else line["title"]
-            rows.append([title, *(_interval(line[name], 1) for name in heads)])
+            rows.append([title, *(_interval(line[name], 1) for name in names)])
     return (
-        _markdown(rows)
-        + f"\n\n{table['images']} regions of {table['cases']} patients. Controls are in italics."
+        f"{table(head, rows)}\n\n{unseen_table['images']} regions of {unseen_table['cases']} "
+        "patients. Controls are in italics."
     )
 
 
 def _sweep(numbers: Mapping[str, Any]) -> str:
-    table = numbers["tables"]["unseen"]
-    heads = ["ADC", "AG", "ADC - Ablation-CAM", "ADC - random groups", "AG - random groups"]
-    rows = [["K", "weighting", *heads]]
-    for clusters in _counts(table):
-        for line in table["lines"]:
+    unseen_table = numbers["tables"]["unseen"]
+    head = ["K", "weighting", "ADC", "AG"]
+    head += ["ADC - Ablation-CAM", "ADC - random groups", "AG - random groups"]
+    rows = []
+    for clusters in _counts(unseen_table):
+        for line in unseen_table["lines"]:
             if line["method"] == "clustered-cam" and line["clusters"] == clusters:
                 key = "clustered-cam", clusters, line["weighting"]
-                exact = _difference(table, *key, "ablation-cam")
-                random = _difference(table, *key, "random-groups")
+                exact = _difference(unseen_table, *key, "ablation-cam")
+                random = _difference(unseen_table, *key, "random-groups")
                 rows.append(
                     [
                         str(clusters),
@@ -298,23 +308,25 @@ def _sweep(numbers: Mapping[str, Any]) -> str:
                         _interval(random["ag"], 1, True) if random and "ag" in random else "",
                     ]
                 )
-    return _markdown(rows) + "\n\nBold: the interval excludes 0."
+    return table(head, rows) + "\n\nBold: the interval excludes 0."
 
 
 def _clusterers(numbers: Mapping[str, Any]) -> str:
-    rows = [["Clusterer", "K", "ADC", "PIC", "energy inside"]]
-    for clusterer, table in numbers["clusterers"].items():
-        for line in table["lines"]:
+    head = ["Clusterer", "K", "ADC", "PIC", "energy inside"]
+    rows = []
+    for clusterer, found in numbers["clusterers"].items():
+        for line in found["lines"]:
             if line["weighting"] == "drop_per_map":
                 cells = [_interval(line[name], 1) for name in ("adc", "pic", "energy")]
                 rows.append([clusterer, str(line["clusters"]), *cells])
-    return _markdown(rows)
+    return table(head, rows)
 
 
 def _timing(numbers: Mapping[str, Any]) -> str:
     timing = numbers["timing"]
     seconds = timing["seconds"]
-    rows = [["", "this package", "Captum's LayerFeatureAblation", "ratio"]]
+    head = ["", "this package", "Captum's LayerFeatureAblation", "ratio"]
+    rows = []
     for title, method in (
         (f"Clustered-CAM, {timing['clusters']} groups", "Clustered-CAM"),
         (f"Ablation-CAM, {timing['maps']} maps", "Ablation-CAM"),
@@ -327,7 +339,7 @@ def _timing(numbers: Mapping[str, Any]) -> str:
     ]
     rows.append(["Ablation-CAM / Clustered-CAM (paper: 3.8)", *ratios, ""])
     largest = max(timing["differences"].values())
-    return _markdown(rows) + (
+    return table(head, rows) + (
         f"\n\nMedians over {timing['regions']} regions, {timing['threads']} threads. Captum's "
         f"Grad-CAM takes {seconds['Grad-CAM, Captum']:.3f} s. Both engines' drops differ by at "
         f"most {largest:.0e} of the largest."
@@ -336,11 +348,12 @@ def _timing(numbers: Mapping[str, Any]) -> str:
 
 def _outside_table(numbers: Mapping[str, Any]) -> str:
     methods = ("clustered-cam", "ablation-cam", "grad-cam")
-    rows = [["Frames", "regions", "area outside", *(title_of(Variant(m)) for m in methods)]]
+    head = ["Frames", "regions", "area outside", *(title_of(Variant(m)) for m in methods)]
+    rows = []
     for line in numbers["outside"]:
         cells = [_interval(line[m], 1) if m in line else "" for m in methods]
         rows.append([line["tag"], str(line["regions"]), f"{line['free']:.1f}", *cells])
-    return _markdown(rows)
+    return table(head, rows)
 
 
 _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -353,8 +366,8 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _counts(table: Mapping[str, Any]) -> list[int]:
-    return sorted({li["clusters"] for li in table["lines"] if li["method"] == "clustered-cam"})
+def _counts(found: Mapping[str, Any]) -> list[int]:
+    return sorted({li["clusters"] for li in found["lines"] if li["method"] == "clustered-cam"})
 
 
 def _find(
@@ -366,28 +379,16 @@ def _find(
 
 
 def _difference(
-    table: Mapping[str, Any], method: str, clusters: int | None, weighting: str | None, minus: str
+    numbers: Mapping[str, Any], method: str, clusters: int | None, weighting: str | None, minus: str
 ) -> dict[str, Any] | None:
-    found = [d for d in table["differences"] if d["minus"]["method"] == minus]
+    found = [d for d in numbers["differences"] if d["minus"]["method"] == minus]
     return _find(found, method, clusters, weighting)
 
 
 def _interval(values: Sequence[float | None], digits: int = 2, bold: bool = False) -> str:
-    estimate, low, high = (float("nan") if value is None else value for value in values)
-    text = f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    estimate, low, high = (math.nan if value is None else value for value in values)
+    text = interval(estimate, low, high, digits)
     return f"**{text}**" if bold and (low > 0 or high < 0) else text
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *body))
-
-
-def save(found: Mapping[str, Any], path: Path) -> None:
-    """Writes the numbers as JSON."""
-    with whole(path) as part:
-        part.write_text(json.dumps(without_nan(found), indent=1) + "\n", encoding="utf-8")
 
 
 # --- figure ---------------------------------------------------------------------------------------
@@ -410,42 +411,36 @@ def figure(out: Path, network: str, clusters: int = 64) -> Any:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from captum_clustered import methods
-    from captum_clustered.heatmap import enlarge, normalize
-    from captum_clustered.models import load
-    from captum_clustered.visualization import overlay
-
     checkpoint, training = best_of(out / network)
-    loaded = load(f"benchmarks.thyroid.networks:{NETWORKS[network].spec}", checkpoint)
-    layer = getattr(loaded.model, LAYER)
+    prepared = NETWORKS[network].prepared(checkpoint)
+    fill = prepared.fill("black")
     shown = _typical(read_regions(out), training)
+
+    def made(method: str, **settings: Any) -> Any:
+        return prepared.explainer(partial(make, method), **settings)
+
     names = {
-        "Grad-CAM": methods.make("grad-cam", loaded.model, layer),
-        "EGrad-CAM": methods.make("egrad-cam", loaded.model, layer),
-        "Ablation-CAM": methods.make("ablation-cam", loaded.model, layer),
-        f"Clustered-CAM, K={clusters}": methods.make(
-            "clustered-cam", loaded.model, layer, n_clusters=clusters
-        ),
+        "Grad-CAM": made("grad-cam"),
+        "EGrad-CAM": made("egrad-cam"),
+        "Ablation-CAM": made("ablation-cam"),
+        f"Clustered-CAM, K={clusters}": made("clustered-cam", n_clusters=clusters),
     }
     drawn = Figure(figsize=(2.3 * (1 + len(names)), 2.55 * len(shown)), layout="constrained")
     grid = drawn.subplots(len(shown), 1 + len(names), squeeze=False)
     for axes, (region, probability) in zip(grid, shown, strict=True):
-        with Image.open(region.path) as file:
-            picture = file.convert("RGB")
+        picture = read_picture(region.path)
         with Image.open(region.mask) as file:
             contour = np.asarray(file.convert("L").resize((224, 224))) > 0
-        x = loaded.transform(picture).unsqueeze(0)
+        x = prepared.input(picture)
         assert region.label is not None
-        image = loaded.display(picture)
+        image = prepared.display(picture)
         axes[0].imshow(image)
         axes[0].set_title(f"{CLASSES[region.label]}, {probability:.2f}", fontsize="small")
         for ax, (name, explainer) in zip(axes[1:], names.items(), strict=True):
             heat = explainer.attribute(x, target=region.label)
             heat = normalize(enlarge(heat.detach().float(), x.shape[2:]))
-            black = torch.tensor([-m / s for m, s in zip(*_normalisation(network), strict=True)])
-            hidden = torch.lerp(black.view(1, 3, 1, 1).expand_as(x), x, heat)
-            with torch.no_grad():
-                after = float(loaded.model(hidden).softmax(1)[0, region.label])
+            hidden = torch.lerp(fill_image(fill, x), x, heat)
+            after, _ = prepared.probability(prepared.scores(hidden)[0], region.label)
             ax.imshow(overlay(image, heat[0, 0].numpy()))
             ax.set_title(f"{name}: {after:.2f}", fontsize="small")
         for ax in axes:
@@ -456,10 +451,6 @@ def figure(out: Path, network: str, clusters: int = 64) -> Any:
         fontsize="small",
     )
     return drawn
-
-
-def _normalisation(network: str) -> tuple[list[float], list[float]]:
-    return NETWORKS[network].mean, NETWORKS[network].std
 
 
 def _typical(regions: Sequence[Region], training: Mapping[str, Any]) -> list[tuple[Region, float]]:

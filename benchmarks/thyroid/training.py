@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,16 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.files import differing, write_json
 from benchmarks.thyroid.networks import NETWORKS, Network, TNet
 from benchmarks.thyroid.splits import HOLDOUT, Region, split
 from captum_clustered._checks import check_int
-from captum_clustered._files import whole, without_nan
+from captum_clustered._files import whole
 from captum_clustered.statistics import Interval, rate_interval
 
 __all__ = ["Training", "auc_interval", "best_of", "scores_of", "train"]
 
 _BEST = "best.safetensors"
 _BATCH = 16  # pictures that pass the lower part together
+_RESAMPLES = 2000  # draws of the interval of the area under the ROC curve
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def train(
     found = _summary(known, parts, folds, settings)
     model.load_state_dict({**_fixed(model), **load_file(out / f"fold{found['best']}.safetensors")})
     _save(model.state_dict(), out / _BEST)
-    _write(found, out / "training.json")
+    write_json(out / "training.json", found)
     return found
 
 
@@ -194,7 +197,7 @@ def _fold(
         "malignant": dict(zip(names, malignant, strict=True)),
     }
     _save(kept, out / f"fold{fold}.safetensors")
-    _write(row, out / f"fold{fold}.json")  # last: it says that the fold is done
+    write_json(out / f"fold{fold}.json", row)  # last: it says that the fold is done
     return row
 
 
@@ -361,35 +364,47 @@ def scores_of(labels: np.ndarray, malignant: np.ndarray, cases: Sequence[str]) -
     }
 
 
-def auc_interval(
-    labels: np.ndarray, scores: np.ndarray, cases: Sequence[str], resamples: int = 2000
-) -> Interval:
-    """Area under the ROC curve in percent, with a bootstrap interval over cases."""
+def auc_interval(labels: np.ndarray, scores: np.ndarray, cases: Sequence[str]) -> Interval:
+    """Area under the ROC curve in percent, with a bootstrap interval over cases.
+
+    A draw with regions of one class only has no area and is left out.
+
+    Args:
+        labels (array): 0 or 1 for each region.
+        scores (array): The higher, the likelier is 1.
+        cases (sequence of str): Which regions are of one patient.
+
+    Returns:
+        *Interval*: NaN at both ends if there are fewer than two cases, or only one class.
+    """
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
     _, case = np.unique(cases, return_inverse=True)
     members = [np.flatnonzero(case == number) for number in range(case.max() + 1)]
-    generator = np.random.default_rng(0)
-    drawn = []
-    for _ in range(resamples):
-        chosen = generator.integers(len(members), size=len(members))
-        which = np.concatenate([members[number] for number in chosen])
-        if 0 < labels[which].sum() < len(which):
-            drawn.append(_auc(labels[which], scores[which]))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (math.nan, math.nan)
-    return Interval(
-        _auc(labels, scores), float(low), float(high), 0.95, len(labels), len(members), "percentile"
-    )
+
+    def drawn_area(drawn: np.ndarray) -> float:
+        regions = np.concatenate([members[number] for number in drawn])
+        return _area(labels[regions], scores[regions])
+
+    area, low, high = _area(labels, scores), math.nan, math.nan
+    if len(members) > 1 and not math.isnan(area):
+        with warnings.catch_warnings():
+            # SciPy's own ends are NaN if one draw is; they are not used
+            warnings.simplefilter("ignore", DegenerateDataWarning)
+            numbers = (np.arange(len(members)),)
+            found = bootstrap(
+                numbers, drawn_area, vectorized=False, n_resamples=_RESAMPLES,
+                method="percentile", rng=np.random.default_rng(0),
+            )  # fmt: skip
+        low, high = np.nanquantile(found.bootstrap_distribution, [0.025, 0.975]).tolist()
+    return Interval(area, low, high, 0.95, len(labels), len(members), "percentile")
 
 
-def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """By the ranks (Mann and Whitney), which is many times faster than by the curve."""
-    from scipy.stats import rankdata
+def _area(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The area under the ROC curve in percent; NaN if all labels are equal."""
+    from sklearn.metrics import roc_auc_score
 
-    positive = int(labels.sum())
-    negative = len(labels) - positive
-    if not positive or not negative:
-        return math.nan
-    ranks = rankdata(scores)[labels == 1].sum()
-    return float(100 * (ranks - positive * (positive + 1) / 2) / (positive * negative))
+    return 100 * float(roc_auc_score(labels, scores)) if np.ptp(labels) else math.nan
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -406,13 +421,13 @@ def _same_settings(
     path = out / "settings.json"
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in chosen if there.get(name) != chosen[name]]
-        if differing:
+        other = differing(there, chosen)
+        if other:
             raise ValueError(
                 f"`out` must not have a training of other settings; {out} differs in "
-                f"{', '.join(differing)}. Name another folder, or remove that one."
+                f"{', '.join(other)}. Name another folder, or remove that one."
             )
-    _write(chosen, path)
+    write_json(path, chosen)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -420,8 +435,3 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
     with whole(path) as part:
         save_file({name: value.contiguous() for name, value in tensors.items()}, part)
-
-
-def _write(value: dict[str, Any], path: Path) -> None:
-    with whole(path) as part:
-        part.write_text(json.dumps(without_nan(value), indent=1) + "\n", encoding="utf-8")

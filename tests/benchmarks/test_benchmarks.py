@@ -1,6 +1,7 @@
 """The benchmarks: a smoke run of each command, and the rules that make their numbers honest."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,24 @@ pytest.importorskip("jsonschema", reason="the extra benchmarks is not installed"
 pytest.importorskip("pytorch_grad_cam", reason="the extra benchmarks is not installed")
 pytest.importorskip("torchcam", reason="the extra benchmarks is not installed")
 
-from benchmarks import faithfulness, memory, methods, report, results, runtime, scaling, zoo
+from benchmarks import (
+    faithfulness,
+    figures,
+    memory,
+    methods,
+    pages,
+    report,
+    results,
+    runtime,
+    scaling,
+    sections,
+    zoo,
+)
 from benchmarks.__main__ import app, main
 from benchmarks.cases import Case, build
 from benchmarks.floor import Flops, flops
 from benchmarks.peers import output_of_input
+from benchmarks.thyroid import tables
 from benchmarks.timing import counted, extrapolate, quartiles, rounds
 from captum_clustered.layers import TargetLayer
 from captum_clustered.methods import METHODS
@@ -112,6 +126,21 @@ def test_scaling_has_floors_and_fits():
     results.check({**found, "fits": fits})
 
 
+def test_fits_by_hand():
+    rows = [
+        {"case": "a", "axis": "batch", "network": "n", "method": "m", "value": value,
+         "seconds": {"median": seconds}}
+        for value, seconds in ((1, 2.0), (2, 4.0), (3, 3.0))
+    ]  # fmt: skip
+    (fit,) = scaling.fits(rows)["fits"]
+    assert fit["seconds_per_unit"] == pytest.approx(0.5)
+    assert fit["fixed_seconds"] == pytest.approx(2.0)
+    assert fit["r2"] == pytest.approx(0.25)  # 0.5 of a variance of 2
+    constant = [{**row, "seconds": {"median": 2.0}} for row in rows]
+    (fit,) = scaling.fits(constant)["fits"]
+    assert (fit["exponent"], fit["seconds_per_unit"], fit["r2"]) == (0, 0, None)
+
+
 def test_scaling_over_processes():
     plan = scaling.Plan(processes=(2,), rounds=1).tiny()
     (row,) = scaling.measure("processes", scaling.replace(plan, processes=(2,), images=2))
@@ -193,7 +222,7 @@ def test_report_keeps_losses_and_failures(made):
 
 def test_several_cases_are_first_shown_in_one_table(made):
     found = json.loads((made / "runtime.json").read_text(encoding="utf-8"))
-    one = next(rows for _, rows in report._grouped(found["rows"]))
+    one = next(rows for _, rows in sections.grouped(found["rows"]))
     number = found["settings"]["clusters"][len(found["settings"]["clusters"]) // 2]
     ours = next(r for r in one if r["method"] == f"ClusteredLayerAblation kmeans K={number}")
     exact = next(r for r in one if r["method"] == "LayerAblationCam")
@@ -219,6 +248,33 @@ def test_the_short_table_has_the_cases_of_resnet50(made):
     for row in rows:
         assert row["status"] != "ok" or f"| {row['method']}" in table
     assert "| batch 1 | batch 8 |" in table
+
+
+def test_only_a_file_is_renewed(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a <!-- table x -->old<!-- end --> b", encoding="utf-8")
+    pages.renew(page, {"x": "new"})
+    assert page.read_text(encoding="utf-8") == "a <!-- table x -->\n\nnew\n\n<!-- end --> b"
+    for other in (tmp_path, tmp_path / "gone.md"):
+        with pytest.raises(ValueError, match=r"`page` must be a Markdown file; .* is none"):
+            pages.renew(other, {"x": "new"})
+
+
+def test_the_pages_are_made_from_the_committed_results():
+    root = Path(__file__).parents[2]
+    found = results.read(root / "benchmarks" / "results")
+    kept = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert report.page(found, list(figures.FIGURES)) == kept
+    thyroid = (root / "docs" / "thyroid.md").read_text(encoding="utf-8")
+    for path in (root / "benchmarks" / "results" / "thyroid").glob("*.json"):
+        made = tables.markdown(json.loads(path.read_text(encoding="utf-8")))
+        assert all(f"<!-- table {name} -->" in thyroid for name in made if "table-1" in name)
+        assert pages.document(thyroid, made) == thyroid
+
+
+def test_the_fits_are_those_of_the_committed_rows():
+    found = results.read(Path(__file__).parents[2] / "benchmarks" / "results")["scaling"]
+    assert scaling.fits(found["rows"])["fits"] == [pytest.approx(fit) for fit in found["fits"]]
 
 
 def test_report_needs_results(tmp_path):
@@ -258,6 +314,11 @@ def test_a_killed_run_goes_on(tmp_path):
     assert done == ["a", "b", "b", "c"]
     assert [row["case"] for row in results.read(tmp_path)["memory"]["rows"]] == ["a", "b", "c"]
     assert not partial.exists()
+
+
+def test_faithfulness_needs_data_of_different_names():
+    with pytest.raises(ValueError, match=r"`data` must be folders of different names; got x, x"):
+        faithfulness.Plan(data=(Path("a/x"), Path("b/x")), model="resnet18")
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
@@ -387,8 +448,5 @@ def test_a_layers_input_as_an_output():
 
 
 def test_every_method_of_a_full_run_is_known():
-    with faithfulness.peers_among_the_methods():
-        from captum_clustered import methods as registry
-
-        assert set(faithfulness.FULL) <= set(registry.METHODS)
+    assert set(faithfulness.FULL) <= {*METHODS, *faithfulness.PEERS}
     assert not set(faithfulness.PEERS) & set(METHODS)

@@ -85,6 +85,25 @@ def test_rates_by_hand():
     assert found["auc"]["low"] <= found["auc"]["estimate"] <= found["auc"]["high"]
 
 
+def test_the_area_under_the_curve_is_drawn_over_patients():
+    labels = np.array([0, 0, 1, 1])
+    malignant = np.array([0.1, 0.6, 0.4, 0.9])
+    found = training.auc_interval(labels, malignant, ["a", "a", "b", "b"])
+    assert (found.n, found.n_cases) == (4, 2)
+    # a draw with regions of both classes has both patients, so it has the area of all regions
+    assert (found.estimate, found.low, found.high) == (75, 75, 75)
+    apart = training.auc_interval(labels, malignant, list("abcd"))
+    assert apart.low < 75 < apart.high
+
+
+@pytest.mark.parametrize(
+    ("labels", "cases", "estimate"), [([1, 1], ["a", "b"], np.nan), ([0, 1], ["a", "a"], 100)]
+)
+def test_one_class_or_one_patient_has_no_interval(labels, cases, estimate):
+    found = training.auc_interval(np.array(labels), np.array([0.2, 0.3]), cases)
+    np.testing.assert_equal([found.estimate, found.low, found.high], [estimate, np.nan, np.nan])
+
+
 @pytest.mark.parametrize("name", ["lite0", "lite0-vgg"])
 def test_networks_are_made_by_their_names(name):
     network = NETWORKS[name]
@@ -130,6 +149,7 @@ def tiny():
     network = Network("tiny", _build, [0.5] * 3, [0.25] * 3, linear_head=False, spec="tiny")
     for module in (networks, training, tables):
         patch.setattr(module, "NETWORKS", {"tiny": network})
+    patch.setattr(training, "_RESAMPLES", 50)
     patch.setattr("benchmarks.thyroid.explaining.NETWORKS", {"tiny": network})
     patch.setattr(networks, "tiny", lambda: (_build(False), network.transform()), raising=False)
     yield network

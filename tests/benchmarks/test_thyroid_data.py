@@ -11,17 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.thyroid import phantom as phantoms
+from benchmarks.thyroid.contours import area, binary, clipped, filled
 from benchmarks.thyroid.data import Nodule, Skipped, read
-from benchmarks.thyroid.regions import (
-    area,
-    binary,
-    clipped,
-    crop,
-    crop_mask,
-    filled,
-    prepare,
-    region,
-)
+from benchmarks.thyroid.regions import crop, crop_mask, prepare, region
 
 SQUARE = ((10, 10), (30, 10), (30, 25), (10, 25))
 

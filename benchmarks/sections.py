@@ -1,0 +1,334 @@
+"""The sections of the page, one for each command: tables and the words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from benchmarks.methods import TOLERANCE
+from benchmarks.pages import interval, table
+from benchmarks.results import Row
+from benchmarks.scaling import described
+
+__all__ = ["AXES", "SECTIONS", "case_title", "grouped", "marks", "runtime_line", "title_of"]
+
+
+def grouped(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
+    """Each case with its rows."""
+    for name, own in groupby(rows, key=lambda row: row["case"]):
+        yield name, list(own)
+
+
+def case_title(case: str, rows: Sequence[Row] = ()) -> str:
+    """A case ``network/layer/batch`` in words, for a heading if there are rows.
+
+    Example::
+
+        >>> case_title("resnet50/layer4/1"), case_title("resnet50/layer4/1", [{"maps": 2048}])
+        ('resnet50, layer4, batch 1', 'resnet50, `layer4` (2048 maps), batch 1')
+    """
+    network, layer, batch = case.split("/")
+    if rows:
+        layer = f"`{layer}` ({rows[0]['maps']} maps)"
+    return f"{network}, {layer}, batch {batch}"
+
+
+def title_of(row: Row) -> str:
+    """A method and its number of groups."""
+    return row["method"] + (f" K={row['clusters']}" if row["clusters"] else "")
+
+
+def _ms(seconds: float) -> str:
+    if seconds >= 10:
+        return f"{seconds:,.0f} s"
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.1f} ms"
+
+
+def _times(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f}"
+
+
+# --- runtime --------------------------------------------------------------------------------------
+
+
+def _runtime(found: Mapping[str, Any]) -> list[str]:
+    parts = [
+        "The methods take turns in rounds. A time is the median of the rounds, a ratio the median "
+        "of the rounds' ratios, with the quartiles in brackets. *Images* is the number of images "
+        "that went through the first and through the last layer with weights. *Floor* is the time "
+        "divided by that of the fewest operations possible: one forward pass and, for each group, "
+        "what lies behind the layer. **\u2020** The time is extrapolated from a part of the "
+        "perturbations. **\u2260** The result is not that of the method it is named after (it "
+        f"differs by more than {TOLERANCE:.0%} of the largest value), so the times cannot be "
+        "compared.",
+        *_overview(found),
+    ]
+    for case, rows in grouped(found["rows"]):
+        parts.append(f"### {case_title(case, rows)}")
+        base = next((row["ratio"]["to"] for row in rows if row["ratio"]), "")
+        head = ["", "time", f"x {base}", "images", "floor"]
+        parts.append(table(head, [runtime_line(row) for row in rows]))
+        parts += _footnotes(rows)
+    return parts
+
+
+def _overview(found: Mapping[str, Any]) -> list[str]:
+    """All cases in one table, with the most important methods."""
+    numbers = found["settings"]["clusters"]
+    columns = {
+        f"ClusteredLayerAblation kmeans K={numbers[len(numbers) // 2]}": "ClusteredLayerAblation",
+        "LayerAblationCam": "LayerAblationCam",
+        "captum LayerGradCam channels-last": "Grad-CAM, channels-last",
+        "captum LayerFeatureAblation same groups": "LayerFeatureAblation, same groups",
+        "pytorch-grad-cam AblationCAM": "pytorch-grad-cam AblationCAM",
+    }
+    lines = []
+    for case, rows in grouped(found["rows"]):
+        own = {row["method"]: row for row in rows}
+        base = next((row["ratio"]["to"] for row in rows if row["ratio"]), "")
+        network, layer, batch = case.split("/")
+        cells = [_runtime_cell(own[name]) if name in own else "" for name in columns]
+        lines.append([network, f"`{layer}`", batch, base, *cells])
+    if len(lines) < 2:
+        return []
+    made = table(["", "layer", "batch", "times as long as", *columns.values()], lines, left=4)
+    return ["### All cases", f"Ratios, as below; groups: K={numbers[len(numbers) // 2]}.", made]
+
+
+def marks(row: Row) -> str:
+    """The marks of a method: a part only, or another result."""
+    return (" \u2020" if row["part"] else "") + (" \u2260" if row["status"] == "unequal" else "")
+
+
+def _runtime_cell(row: Row) -> str:
+    """The ratio without its quartiles."""
+    if row["status"] == "failed":
+        return "failed"
+    return f"{_times(row['ratio']['median'])}{marks(row)}"
+
+
+def runtime_line(row: Row) -> list[str]:
+    """A line of the table of times: method, time, ratio, images, floor."""
+    if row["status"] == "failed":
+        return [row["method"], "failed", "", "", ""]
+    ratio, images = row["ratio"], row["images"]
+    return [
+        row["method"] + marks(row),
+        _ms(row["seconds"]["median"]),
+        f"{_times(ratio['median'])} [{_times(ratio['low'])}, {_times(ratio['high'])}]",
+        f"{images['first']:,} / {images['last']:,}",
+        _times(row["floor"]["ratio"]),
+    ]
+
+
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    notes = []
+    for row in rows:
+        if row["status"] == "failed":
+            notes.append(f"- {row['method']} failed: {row['reason']}")
+        elif row["status"] == "unequal":
+            error = "it has another shape" if row["error"] is None else f"{row['error']:.2g}"
+            notes.append(f"- {row['method']} \u2260 {row['same_as']}: {error}")
+        elif row.get("part"):
+            part = row["part"]
+            notes.append(f"- {row['method']}: {part['done']} of {part['of']} perturbations done")
+    return ["\n".join(notes)] if notes else []
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def _memory(found: Mapping[str, Any]) -> list[str]:
+    parts = [
+        "Peak memory in MiB, beyond the model and the inputs, as torch's allocator counts it. The "
+        "engine keeps its copies of the maps within a budget, so that memory does not grow with "
+        "the number of groups; one copy must fit. \u2020 Only some of the perturbations were run; "
+        "more of them need no more memory."
+    ]
+    for case, rows in grouped(found["rows"]):
+        parts.append(f"### {case_title(case, rows)}")
+        lines = [
+            [
+                row["method"] + (" \u2020" if row["part"] else ""),
+                "failed" if row["peak_bytes"] is None else _mib(row["peak_bytes"]),
+            ]
+            for row in rows
+        ]
+        parts.append(table(["", "MiB"], lines))
+        budget = next((row for row in rows if row["budget_bytes"]), None)
+        if budget is not None:
+            fits = "fits" if budget["inside_budget"] else "does not fit"
+            parts.append(
+                f"Budget {_mib(budget['budget_bytes'])} MiB, one copy of the maps {fits}; path: "
+                f"{budget['replay']}."
+            )
+        parts += _footnotes([row for row in rows if row["status"] == "failed"])
+    return parts
+
+
+# --- scaling --------------------------------------------------------------------------------------
+
+
+def _scaling(found: Mapping[str, Any]) -> list[str]:
+    fits = {fit["axis"]: fit for fit in found.get("fits", [])}
+    parts = [
+        "All values of an axis take turns in rounds. *Floor* is as above. A fitted power of 0 "
+        "means constant time, and a power of 1 means time in proportion."
+    ]
+    for case, rows in grouped(found["rows"]):
+        axis = rows[0]["axis"]
+        parts.append(f"### {AXES[axis]}: {rows[0]['network']}, `{rows[0]['layer']}`")
+        if axis in ("channels", "depth"):
+            parts[-1] = f"### {AXES[axis]}"
+        first = rows[0]["images_per_second"]
+        lines = [
+            [
+                row["label"],
+                _ms(row["seconds"]["median"]),
+                f"[{_ms(row['seconds']['low'])}, {_ms(row['seconds']['high'])}]",
+                f"{row['images_per_second']:.2f}",
+                _times(row["images_per_second"] / first),
+                _times(row["floor"]["ratio"]) if row["floor"] else "",
+            ]
+            for row in rows
+        ]
+        parts.append(table(["", "time", "quartiles", "images/s", "x the first", "floor"], lines))
+        if case in fits:
+            r2 = fits[case]["r2"]
+            share = "." if r2 is None else f" (r\u00b2 {r2:.3f})."
+            parts.append(f"Fit: {described(fits[case])}{share}")
+    return parts
+
+
+AXES = {
+    "clusters": "Groups",
+    "channels": "Maps",
+    "batch": "Images",
+    "depth": "Depth of the layer",
+    "processes": "Processes",
+}
+
+
+# --- faithfulness ---------------------------------------------------------------------------------
+
+
+def _faithfulness(found: Mapping[str, Any]) -> list[str]:
+    parts = [
+        "The maps are judged by `captum-clustered evaluate`; 95 % intervals are in brackets. ADC, "
+        "the area and deletion are better when low; PIC, the average gain AG, insertion and ADCC "
+        "when high. ADC alone can be cheated: a map of ones (`fake-cam`) has the best, so look at "
+        "the controls and the area, too. The weights are the published ones unless a section says "
+        "otherwise."
+    ]
+    for case, rows in grouped(found["rows"]):
+        data, model = case.split("/", 1)
+        conventions = found.get("conventions", {}).get(case, {})
+        parts.append(f"### {data}, {model}, `{rows[0]['layer']}`")
+        if conventions:
+            words = ", ".join(f"{key} {value}" for key, value in conventions.items())
+            parts.append(f"{rows[0]['images']} images; {words}.")
+        names = list(rows[0]["metrics"])
+        lines = [
+            [
+                title_of(row) + (" (control)" if row["control"] else ""),
+                row["library"],
+                *[_metric(row["metrics"][name]) for name in names],
+                "" if row["seconds"] is None else _ms(row["seconds"]),
+                str(row["failed"]),
+            ]
+            for row in rows
+        ]
+        parts.append(table(["", "library", *names, "time", "failed"], lines, left=2))
+    return parts
+
+
+def _metric(metric: Mapping[str, Any]) -> str:
+    mean, low, high = metric["mean"], metric["low"], metric["high"]
+    if mean is None:
+        return ""
+    digits = 1 if abs(mean) >= 1 else 3
+    return f"{mean:.{digits}f}" if None in (low, high) else interval(mean, low, high, digits)
+
+
+# --- zoo ------------------------------------------------------------------------------------------
+
+
+def _zoo(found: Mapping[str, Any]) -> list[str]:
+    parts = [
+        "Weights are random. *Fast* counts the networks that took the fast path and gave the same "
+        "drops as the full path, *right* those that gave the same drops by either path.",
+        _zoo_counts(found["rows"]),
+    ]
+    other = [row for row in found["rows"] if not _is_fast(row)]
+    if other:
+        parts += ["### What is not fast, or not right", _zoo_reasons(other)]
+    return [*parts, "### All networks", _zoo_networks(found["rows"])]
+
+
+def _is_fast(row: Row) -> bool:
+    return row["status"] == "ok" and row["replay"] == "suffix"
+
+
+def _zoo_counts(rows: Sequence[Row]) -> str:
+    kinds: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["source"], row["kind"], row["place"]), []).append(row)
+    lines = [
+        [
+            f"{source} {kind}, {place} layer",
+            str(len(own)),
+            _share(sum(map(_is_fast, own)), own),
+            _share(sum(row["status"] == "ok" for row in own), own),
+        ]
+        for (source, kind, place), own in kinds.items()
+    ]
+    return table(["", "networks", "fast", "right"], lines)
+
+
+def _zoo_reasons(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            f"{row['source']} {row['network']}",
+            f"{row['place']}: `{row['layer']}`" if row["layer"] else row["place"],
+            row["status"],
+            row["replay"] or "",
+            (row["reason"] or "").replace("|", "\\|"),
+        ]
+        for row in rows
+    ]
+    return table(["", "layer", "equal", "path", "why"], lines, left=5)
+
+
+def _zoo_networks(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            f"{row['source']} {row['network']}",
+            f"`{row['layer']}`" if row["layer"] else "",
+            " x ".join(map(str, row["maps"] or [])),
+            row["replay"] or "",
+            row["status"],
+            "" if row["error"] is None else f"{row['error']:.0e}",
+            row["dtype"] or "",
+        ]
+        for row in rows
+    ]
+    return table(["", "layer", "maps", "path", "equal", "error", "in"], lines, left=5)
+
+
+def _share(number: int, rows: Sequence[Row]) -> str:
+    return f"{number} ({number / len(rows):.0%})"
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[str]]]] = {
+    "runtime": ("Time", _runtime),
+    "memory": ("Memory", _memory),
+    "scaling": ("Scaling", _scaling),
+    "faithfulness": ("Faithfulness", _faithfulness),
+    "zoo": ("Networks", _zoo),
+}
+"""The title of a section, and the paragraphs from the results of its command."""
