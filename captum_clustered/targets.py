@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -96,15 +97,13 @@ def _format_tensor(target: Tensor, n_examples: int) -> Tensor:
 def _indices(entry: Any) -> tuple[int, ...]:
     """The ints of one target entry, which may be an int, a NumPy int, a 0-d tensor or a tuple."""
     parts = entry if isinstance(entry, tuple) else (entry,)
-    try:
-        if any(isinstance(part, bool) for part in parts):
-            raise TypeError
-        return tuple(operator.index(part) for part in parts)
-    except TypeError:
-        raise TypeError(
-            "`target` must be an int, a tuple of ints, a list with one of these per example, or an "
-            f"integer tensor; got {entry!r}. Pass the index of a class, not its name."
-        ) from None
+    if not any(isinstance(part, bool) for part in parts):
+        with suppress(TypeError):
+            return tuple(operator.index(part) for part in parts)
+    raise TypeError(
+        "`target` must be an int, a tuple of ints, a list with one of these per example, or an "
+        f"integer tensor; got {entry!r}. Pass the index of a class, not its name."
+    )
 
 
 def repeat_target(target: Tensor | None, times: int) -> Tensor | None:

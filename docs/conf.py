@@ -26,7 +26,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["**/.ipynb_checkpoints"]
-suppress_warnings = ["ref.python"]  # "Model" is a class of two inner modules
 
 # --- look -----------------------------------------------------------------------------------------
 

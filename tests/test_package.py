@@ -56,7 +56,7 @@ ORDER = [
 INDEPENDENT = {"statistics", "metrics"}
 ENGINE = {"clustering", "weighting", "adaptive", "shapley", "engine", "explainers", "methods", ""}
 MAY_IMPORT_LATE = {"app", "__main__"}  # so that help need not wait for torch
-MAX_DEPTH = 7
+MAX_DEPTH = 6
 
 
 # The import is light

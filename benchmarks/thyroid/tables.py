@@ -24,7 +24,7 @@ from benchmarks.thyroid.training import best_of
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.records import read_rows
 from captum_clustered.evaluation.report import Column, make_report
-from captum_clustered.evaluation.variants import Row, Variant, title_of
+from captum_clustered.evaluation.rows import Row, Variant, title_of
 from captum_clustered.fills import fill_image
 from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.methods import METHODS, make

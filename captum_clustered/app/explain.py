@@ -24,15 +24,8 @@ from captum_clustered.app.levels import highest_classes, other_levels, shown_on_
 from captum_clustered.app.write import unique_stems, write_explanation
 from captum_clustered.evaluation.job import find_methods, prepare_choices
 from captum_clustered.evaluation.plan import Choices
-from captum_clustered.evaluation.variants import (
-    OWN,
-    Method,
-    Variant,
-    make_explainer,
-    named,
-    title_of,
-    variants,
-)
+from captum_clustered.evaluation.rows import OWN, Variant, title_of
+from captum_clustered.evaluation.variants import Method, make_explainer, named, variants
 from captum_clustered.explainers.ablation import ClusteredLayerAblation
 from captum_clustered.explainers.results import Attribution, ClusteredAttribution
 from captum_clustered.heatmap import scaled

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from captum_clustered._files import make_folder, whole, write_text
 from captum_clustered.evaluation import figures, pages, records, report, running
-from captum_clustered.evaluation.variants import Key, Row, key_of
+from captum_clustered.evaluation.rows import Key, Row, key_of
 
 if TYPE_CHECKING:
     from captum_clustered.evaluation.job import Job

@@ -9,7 +9,7 @@ import numpy as np
 
 from captum_clustered._pictures import new_figure
 from captum_clustered.evaluation.report import Report
-from captum_clustered.evaluation.variants import Key, Row, Variant, key_of, title_of
+from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

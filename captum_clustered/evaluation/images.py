@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clustered.evaluation.running import Loaded
 from captum_clustered.models.images import black_and_white, read_picture
 from captum_clustered.models.loading import resolve_target
 from captum_clustered.models.medical import DICOM_SUFFIXES, is_volume
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from captum_clustered.models.prepared import Prepared
 
-__all__ = ["Item", "find_images", "labels_of", "load_image", "load_mask"]
+__all__ = ["Item", "Loaded", "find_images", "labels_of", "load_image", "load_mask"]
 
 _SUFFIXES = {
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
@@ -31,6 +30,19 @@ _SUFFIXES = {
 }
 _COLUMNS = ("path", "class", "case", "mask", "boxes")
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """An image or a volume as the model takes it.
+
+    Attributes:
+        pixels (Tensor): `(C, *spatial)`.
+        inside (Tensor or None): bool `(1, *spatial)`, where the object is.
+    """
+
+    pixels: Tensor
+    inside: Tensor | None = None
 
 
 @dataclass(frozen=True)

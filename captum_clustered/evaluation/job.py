@@ -28,18 +28,9 @@ from captum_clustered.evaluation.judging import (
 )
 from captum_clustered.evaluation.plan import Choices, Settings
 from captum_clustered.evaluation.processes import World
+from captum_clustered.evaluation.rows import OWN, Key, Variant, key_of
 from captum_clustered.evaluation.running import Task, Work
-from captum_clustered.evaluation.variants import (
-    OWN,
-    Key,
-    Method,
-    Variant,
-    as_methods,
-    key_of,
-    make_explainer,
-    named,
-    variants,
-)
+from captum_clustered.evaluation.variants import Method, as_methods, make_explainer, named, variants
 from captum_clustered.fills import Fill, describe
 from captum_clustered.models.images import example_of, probe, read_picture
 from captum_clustered.models.loading import import_object

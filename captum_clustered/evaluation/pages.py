@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_clustered._files import write_text
 from captum_clustered.evaluation.report import Report
-from captum_clustered.evaluation.variants import Key, Row, Variant, key_of, title_of
+from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
 from captum_clustered.page import picture_uri, render
 from captum_clustered.statistics import Interval
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captum_clustered._checks import check_choice, check_int
-from captum_clustered.evaluation.variants import OWN
+from captum_clustered.evaluation.rows import OWN
 
 __all__ = ["FILLS", "SCORES", "TARGETS", "Choices", "Settings", "listed", "numbers"]
 

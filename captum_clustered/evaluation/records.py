@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from captum_clustered._files import whole, without_nan
-from captum_clustered.evaluation.variants import Key, Row
+from captum_clustered.evaluation.rows import Key, Row
 
 __all__ = ["Rows", "check_config", "merge", "read_rows", "sole_user"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from captum_clustered.evaluation.variants import Key, Row, Variant, key_of, title_of
+from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
 from captum_clustered.statistics import Interval, mean_interval, paired_difference, rate_interval
 
 __all__ = [

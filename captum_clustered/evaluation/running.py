@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_clustered.evaluation.variants import Key, Row, Variant, key_of
+from captum_clustered.evaluation.rows import Key, Row, Variant, key_of
 
 if TYPE_CHECKING:
+    from captum_clustered.evaluation.images import Loaded
     from captum_clustered.evaluation.records import Rows
 
-__all__ = ["Loaded", "Task", "Work", "place_of", "run", "share"]
+__all__ = ["Task", "Work", "place_of", "run", "share"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,6 @@ class Task:
     label: int | None
     load: Callable[[], Loaded]
     target: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """An image or a volume as the model takes it.
-
-    Attributes:
-        pixels (Tensor): `(C, *spatial)`.
-        inside (Tensor or None): bool `(1, *spatial)`, where the object is.
-    """
-
-    pixels: Tensor
-    inside: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,10 @@
 """Metrics for heat maps of any library: faithfulness, curves, localisation, robustness.
 
-A metric takes the model, the images and the heat maps, and gives one number per image, in percent
-where that makes sense. Each convention on which published numbers differ is an argument, and
-:class:`Conventions` records them. The same metrics for streams of batches and for several processes
-are in :mod:`captum_clustered.metrics.streaming`, which needs torchmetrics
-(``pip install 'captum-clustered[metrics]'``); intervals are in :mod:`captum_clustered.statistics`.
+A metric takes the model, the images and the heat maps and returns one number per image, mostly in
+percent. Each convention in which published numbers differ is an argument, and :class:`Conventions`
+records them. :mod:`captum_clustered.metrics.streaming` has the same metrics for streams of batches
+and for several processes; it needs torchmetrics (``pip install 'captum-clustered[metrics]'``).
+Confidence intervals are in :mod:`captum_clustered.statistics`.
 """
 
 from captum_clustered.fills import Black, Blur

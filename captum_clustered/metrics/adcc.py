@@ -3,9 +3,9 @@
 Source: Poppi, Cornia, Baraldi, Cucchiara, "Revisiting The Evaluation of Class Activation Mapping
 for Explainability", CVPR Workshops 2021. All parts are in percent here.
 
-Two aggregates are in use, which differ: the harmonic mean of each image's parts, averaged over
-images (`per_image`), and the harmonic mean of the parts' averages over the data set (`of_means`).
-Both are :func:`adcc_score`, of numbers per image or of means.
+There are two ways to aggregate, with different results: the harmonic mean of each image's parts,
+averaged over images (`per_image`), and the harmonic mean of the parts' averages (`of_means`).
+:func:`adcc_score` computes both, from numbers per image or from means.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def adcc_score(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> T
 
     Args:
         coherency (Tensor): In percent, any shape.
-        complexity (Tensor): In percent, same shape: the mean area of the map.
+        complexity (Tensor): In percent, same shape: the mean of the map.
         average_drop (Tensor): In percent, same shape.
 
     Returns:
-        *Tensor*: In percent, same shape; 0 where a part is 0, higher is better.
+        *Tensor*: In percent, same shape; higher is better. 0 where one of the three is 0.
 
     Example::
 
@@ -57,26 +57,26 @@ def coherency(
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0.0,
 ) -> Tensor:
-    """Whether a method finds the same map again in what its map shows.
+    """Whether a method gives the same map again for the image seen through its map.
 
-    Pearson's correlation of the image's map with the map of the masked image; -1 to 1 become 0 to
-    100 percent.
+    This is Pearson's correlation between the map of the image and the map of the masked image,
+    scaled from [-1, 1] to 0 to 100 percent.
 
     Args:
-        explain (callable): The method, called as ``explain(inputs, target=target)``, such as a
-            Captum method's `attribute`; gives heat maps as a metric takes them.
+        explain (callable): The method, called as ``explain(inputs, target=target)``, such as
+            `attribute` of a Captum method. Returns heat maps as for :func:`confidences`.
         inputs (Tensor or tuple[Tensor, ...]): The first one is the images, `(N, C, *spatial)`.
-        heatmaps (Tensor or array): What the method gave for them.
+        heatmaps (Tensor or array): What the method returned for the inputs.
         target (int, tuple, Tensor or list, optional): Passed on to `explain`. With None the method
-            chooses a class anew, which need not be the class of the whole image. Default: None
+            may choose another class for the masked image than for the image. Default: None
         normalize (str or None, optional): As for :func:`confidences`. Default: ``"minmax"``
         interpolation (str or None, optional): As for :func:`confidences`. Default: ``"bilinear"``
         fill (float, sequence, Tensor, Black, Blur or str, optional): As for :func:`confidences`.
             Default: 0.0
 
     Returns:
-        *Tensor*: In percent, `(N,)`, higher is better. 50 where a map is flat, since nothing can be
-        correlated with it.
+        *Tensor*: In percent, `(N,)`; higher is better. 50 where a map is flat, as nothing
+        correlates with it.
 
     Example::
 
@@ -98,34 +98,33 @@ def coherency(
             interpolation=interpolation,
         ).values
 
-    first = ready(heatmaps)
+    first = ready(heatmaps)  # (N, 1, *spatial)
     shown = masked(image.detach(), first, fill_image(fill, image))
-    # the method may need gradients
-    with torch.enable_grad():
+    with torch.enable_grad():  # the method may need gradients
         again = explain((shown, *others) if others else shown, target=target)
     second = ready(again)
     return 50 * (_correlation(first.flatten(1), second.flatten(1)) + 1)
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation of the rows, 0 where a row is constant."""
+    """Pearson's correlation of the rows, `(N,)`; 0 where a row is constant."""
     return (_direction(first) * _direction(second)).sum(1).clamp(-1, 1)
 
 
 def _direction(rows: Tensor) -> Tensor:
     low, high = rows.aminmax(dim=1, keepdim=True)
-    # the mean of equal numbers may differ from them by rounding
+    # rounding can make the mean of equal numbers differ from them
     offsets = torch.where(low == high, 0, rows - rows.mean(1, keepdim=True))
     return F.normalize(offsets)
 
 
 @dataclass(frozen=True, eq=False)
 class AdccParts:
-    """ADCC and its parts for a batch of `N` images; percent throughout.
+    """ADCC and its parts for a batch of `N` images, all in percent.
 
     Attributes:
         coherency (Tensor): `(N,)`, higher is better.
-        complexity (Tensor): `(N,)`, the mean area of the map, lower is better.
+        complexity (Tensor): `(N,)`, the mean of the map, lower is better.
         average_drop (Tensor): `(N,)`, lower is better.
         status (Tensor): int8 `(N,)`, a :class:`~captum_clustered.metrics.Status` for each map.
         conventions (Conventions): How the numbers were made.
@@ -144,7 +143,7 @@ class AdccParts:
 
     @property
     def of_means(self) -> Tensor:
-        """ADCC of the parts' means over these images, a number."""
+        """ADCC of the parts' means over these images, a single number."""
         return adcc_score(self.coherency.mean(), self.complexity.mean(), self.average_drop.mean())
 
 
@@ -161,14 +160,14 @@ def adcc(
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0.0,
 ) -> AdccParts:
-    """Average drop, coherency and complexity, which together are not to be had cheaply.
+    """Average drop, coherency and complexity in one number: a map can hardly cheat all three.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits.
         explain (callable): The method, called as ``explain(inputs, target=target)`` with the
-            classes of the whole images.
-        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all that follows.
-        heatmaps (Tensor or array): What the method gave for the inputs.
+            classes of the images without a mask.
+        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all that follow.
+        heatmaps (Tensor or array): What the method returned for the inputs.
         target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
         additional_forward_args (Any, optional): For `forward_func`, not for `explain`.
             Default: None

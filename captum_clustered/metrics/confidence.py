@@ -1,16 +1,22 @@
-"""Average drop, increase in confidence, average gain: what the model says of the masked image.
+"""Average drop, increase in confidence, average gain: the model's scores of masked images.
 
-:func:`confidences` runs the model; the metrics are arithmetic on its numbers. So one evaluation
-with many metrics runs each masked image once, and a table that keeps `original`, `masked` and
-`complement` can be read again with another metric.
+:func:`confidences` runs the model; the metrics are arithmetic on its numbers. So an evaluation with
+many metrics runs the model on each masked image once, and a table that keeps `original`, `masked`
+and `complement` is enough to compute another metric later.
+
+This library writes ADC for the average drop in confidence and PIC for the percentage increase in
+confidence, as the paper on Clustered-CAM does. Other papers call the same two AD (average drop) and
+AI or IC (average increase, increase in confidence).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -19,7 +25,7 @@ from captum_clustered.fills import Fill, describe, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
-    Model,
+    ImageModel,
     as_labels,
     name_of,
     name_of_target,
@@ -41,6 +47,7 @@ __all__ = [
     "wins",
 ]
 
+P = ParamSpec("P")
 
 # --- arithmetic -----------------------------------------------------------------------------------
 
@@ -48,16 +55,16 @@ __all__ = [
 def drop(original: Tensor, masked: Tensor, *, clamp: bool = True) -> Tensor:
     r"""The loss of confidence in percent, :math:`100 \, [p - o]_+ / p`.
 
-    Its mean over images is the average drop of Chattopadhay et al., "Grad-CAM++", WACV 2018.
+    Its mean over images is the average drop (ADC) of Chattopadhay et al., "Grad-CAM++", WACV 2018.
 
     Args:
         original (Tensor): Scores :math:`p` of the images, any shape.
         masked (Tensor): Scores :math:`o` of the masked images, same shape.
-        clamp (bool, optional): Whether a rise counts as 0 instead of a negative drop. Default: True
+        clamp (bool, optional): Whether a rise counts as 0 and not as a negative drop. Default: True
 
     Returns:
-        *Tensor*: In percent; at most 100 for scores that are not negative. A negative score is
-        divided by its size; no change is 0 also where the score is 0.
+        *Tensor*: In percent; at most 100 if no score is negative. A negative score is divided by
+        its magnitude. Where the score does not change the drop is 0, even for a score of 0.
 
     Example::
 
@@ -91,16 +98,15 @@ def gain(original: Tensor, masked: Tensor) -> Tensor:
     return torch.where(rise == 0, 0, 100 * rise / (1 - original))
 
 
-def increase(original: Tensor, masked: Tensor, *, tolerance: float = 0.0) -> Tensor:
-    """Whether the confidence rises: 100 where `masked > original + tolerance`, else 0.
+def increase(original: Tensor, masked: Tensor) -> Tensor:
+    """Whether the confidence rises: 100 where `masked > original`, else 0.
 
-    Its mean over images is the percent increase in confidence of Chattopadhay et al., "Grad-CAM++",
-    WACV 2018.
+    Its mean over images is the percentage increase in confidence (PIC) of Chattopadhay et al.,
+    "Grad-CAM++", WACV 2018. To ignore small rises, add a tolerance to `original`.
 
     Args:
         original (Tensor): Scores of the images, any shape.
         masked (Tensor): Scores of the masked images, same shape.
-        tolerance (float, optional): A rise up to this does not count. Default: 0.0
 
     Returns:
         *Tensor*: 0 or 100; NaN where a score is NaN.
@@ -110,64 +116,57 @@ def increase(original: Tensor, masked: Tensor, *, tolerance: float = 0.0) -> Ten
         >>> increase(torch.tensor([0.8, 0.5, 0.5]), torch.tensor([0.2, 0.9, 0.5]))
         tensor([  0., 100.,   0.])
     """
-    risen = 100.0 * (masked > original + tolerance).to(original.dtype)
+    risen = 100.0 * (masked > original).to(original.dtype)
     return torch.where((original + masked).isnan(), torch.nan, risen)
 
 
-def wins(
-    first: Tensor, second: Tensor, *, higher_is_better: bool = False, ties: float = 0.0
-) -> Tensor:
-    """Where the first method beats the second one on an image: 100, else 0.
+def wins(first: Tensor, second: Tensor, *, higher_is_better: bool = False) -> Tensor:
+    """Whether the first method beats the second on an image: 100, or 0, also for a tie.
 
-    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018: the share of images on which a method's
-    drop is the smaller one.
+    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018, for drops, where the smaller number wins.
 
     Args:
         first (Tensor): A number per image, for example drops, `(N,)`.
         second (Tensor): The other method's numbers on the same images, `(N,)`.
         higher_is_better (bool, optional): Whether the larger number wins. Default: False
-        ties (float, optional): What a tie counts, between 0 and 1. Default: 0.0
 
     Returns:
-        *Tensor*: In percent, `(N,)`; NaN where a number is NaN.
+        *Tensor*: 0 or 100, `(N,)`; NaN where a number is NaN.
 
     Raises:
-        ValueError: If the shapes differ or `ties` lies outside [0, 1].
+        ValueError: If the shapes differ.
 
     Example::
 
-        >>> wins(torch.tensor([10.0, 30.0, 5.0]), torch.tensor([20.0, 30.0, 0.0]), ties=0.5)
-        tensor([100.,  50.,   0.])
+        >>> wins(torch.tensor([10.0, 30.0, 5.0]), torch.tensor([20.0, 30.0, 0.0]))
+        tensor([100.,   0.,   0.])
     """
     if first.shape != second.shape:
         raise ValueError(
             f"`first` and `second` must be of the same images; got shapes {tuple(first.shape)} and "
-            f"{tuple(second.shape)}."
+            f"{tuple(second.shape)}. Leave out images that only one method has."
         )
-    if not 0 <= ties <= 1:
-        raise ValueError(f"`ties` must lie in [0, 1]; got {ties!r}.")
     better = first > second if higher_is_better else first < second
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    won = 100 * (better.to(dtype) + ties * (first == second).to(dtype))
+    won = 100 * better.to(torch.promote_types(first.dtype, torch.float32))
     return torch.where((first + second).isnan(), torch.nan, won)
 
 
-# --- the model's answers --------------------------------------------------------------------------
+# --- the model's scores ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Confidences:
-    """What the model says of a batch of images and of what their heat maps leave of them.
+    """The model's scores for a batch of images and for what their heat maps show and hide.
 
-    `N` is the number of images. Scores are float64 where the device has it.
+    `N` is the number of images. Scores are float64 if the device has it.
 
     Attributes:
         original (Tensor): Scores of the images, `(N,)`.
         masked (Tensor): Scores of the images seen through their maps, `(N,)`.
-        complement (Tensor or None): Scores of what the maps hide, `(N,)`, if it was asked for.
+        complement (Tensor or None): Scores of what the maps hide, `(N,)`; None if not asked for.
         target (Tensor or None): int64 `(N,)`: the classes (`(N, d)` for an output of several axes);
-            None where the model gives one score per image.
-        area (Tensor): Mean of each map at the images' size, in percent, `(N,)`.
+            None if the model gives one score per image.
+        area (Tensor): Mean of each map at the size of the images, in percent, `(N,)`.
         status (Tensor): int8 `(N,)`, a :class:`~captum_clustered.metrics.Status` for each map.
         conventions (Conventions): How the numbers were made.
 
@@ -192,7 +191,7 @@ class Confidences:
 
     @property
     def average_drop(self) -> Tensor:
-        """The :func:`drop` of each image, percent; lower is better."""
+        """The :func:`drop` of each image, in percent; lower is better."""
         return drop(self.original, self.masked)
 
     @property
@@ -202,7 +201,11 @@ class Confidences:
 
     @property
     def average_gain(self) -> Tensor:
-        """The :func:`gain` of each image, percent; higher is better."""
+        """The :func:`gain` of each image, in percent; higher is better.
+
+        Raises:
+            ValueError: If the scores are logits.
+        """
         if self.conventions.score == "identity":
             raise ValueError(
                 "`score` must be a probability for the average gain; got 'identity'. Pass "
@@ -212,11 +215,15 @@ class Confidences:
 
     @property
     def drop_on_complement(self) -> Tensor:
-        """The :func:`drop` of what the maps hide, not clamped, percent; higher is better."""
+        """The :func:`drop` for what the maps hide, not clamped, in percent; higher is better.
+
+        Raises:
+            ValueError: If the complement was not asked for.
+        """
         if self.complement is None:
             raise ValueError(
-                "`complement` must be True in `confidences` for the drop on the complement; got "
-                "False."
+                "`complement` must be True for the drop on the complement; got False. Pass "
+                "complement=True to `confidences`."
             )
         return drop(self.original, self.complement, clamp=False)
 
@@ -251,18 +258,18 @@ def confidences(
     complement: bool = True,
     original: Tensor | None = None,
 ) -> Confidences:
-    """Runs the model on the images, on what the heat maps show and on what they hide.
+    """Runs the model on the images, on what the heat maps show, and on what they hide.
 
-    Put the model into evaluation mode first. Nothing is read from the device.
+    Put the model into evaluation mode first. No value is read from the device.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits, `(N, classes)`.
-        inputs (Tensor or tuple[Tensor, ...]): The model's inputs; the first one is the images,
-            `(N, C, *spatial)`, as the model takes them. Only they are masked.
+        inputs (Tensor or tuple[Tensor, ...]): The model's inputs. The first one is the images,
+            `(N, C, *spatial)`, as the model takes them; only the images are masked.
         heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point, of any
             library, range and resolution.
         target (int, tuple, Tensor or list, optional): The class to judge by, as in Captum.
-            Default: None (the class that the model predicts for the unmasked image)
+            Default: None (the class that the model predicts for the image without a mask)
         additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
             tuple. Default: None
         score (str or callable, optional): What becomes of the logits: ``"softmax"``,
@@ -270,25 +277,25 @@ def confidences(
         normalize (str or None, optional): ``"minmax"``, ``"max"``, or None for maps that lie in
             [0, 1]; see :func:`~captum_clustered.metrics.prepare`. Default: ``"minmax"``
         interpolation (str or None, optional): How a map of another size is resized:
-            ``"bilinear"``, ``"nearest"``, or None to refuse it. Default: ``"bilinear"``
+            ``"bilinear"``, ``"nearest"``, or None to raise an error. Default: ``"bilinear"``
         fill (float, sequence, Tensor, Black, Blur or str, optional): What replaces the masked part.
-            0.0 is the product of image and map: black for a model that takes images in [0, 1],
-            and the mean colour for normalised images; their black is ``Black(mean, std)``.
-            See :func:`~captum_clustered.fills.fill_image`. Default: 0.0
+            With 0.0 the masked image is the product of image and map: black for a model that takes
+            images in [0, 1], the mean colour for normalised images, whose black is
+            ``Black(mean, std)``. See :func:`~captum_clustered.fills.fill_image`. Default: 0.0
         complement (bool, optional): Whether to run the model on what the maps hide. Default: True
-        original (Tensor, optional): Scores of the images, if an earlier call with the same target
-            and score has found them; saves a pass. Default: None
+        original (Tensor, optional): Scores of the images, `(N,)`, from an earlier call with the
+            same target and score; saves a forward pass. Default: None
 
     Returns:
-        *Confidences*: The scores, and what is wrong with the maps, if anything.
+        *Confidences*: The scores, and for each map whether something is wrong with it.
 
     Raises:
-        TypeError: If an argument, or what the model returns, is of a wrong type.
+        TypeError: If an argument, or what the model returns, has a wrong type.
         ValueError: If a shape or a value does not fit; the message says what to change.
 
     Example::
 
-        >>> def logits(x):  # two classes: how bright the left and the right half is
+        >>> def logits(x):  # two classes: how bright the left half and the right half are
         ...     return torch.stack([x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))], 1)
         >>> images = torch.tensor([[[[1.0, 1.0, 0.0, 1.0]]]])
         >>> heat = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
@@ -298,8 +305,8 @@ def confidences(
         >>> found.area
         tensor([50.])
     """
-    model = Model.of(forward_func, inputs, additional_forward_args)
-    image = model.image
+    model = ImageModel.of(forward_func, inputs, additional_forward_args)
+    image = model.image  # (N, C, *spatial)
     maps = prepare(
         heatmaps,
         image.shape[2:],
@@ -343,13 +350,13 @@ def confidences(
 def _check_original(original: Tensor, target: Target, output: Tensor) -> None:
     if original.shape != (len(output),):
         raise ValueError(
-            f"`original` must hold one score for each of the {len(output)} images; got shape "
-            f"{tuple(original.shape)}."
+            f"`original` must have one score for each of the {len(output)} images; got shape "
+            f"{tuple(original.shape)}. Pass `original` of an earlier result."
         )
     if target is None and output.ndim > 1 and output.shape[1] > 1:
         raise ValueError(
-            "`target` must be given with `original`, whose scores are of certain classes; got "
-            "None. Pass the `target` of the earlier result."
+            "`target` must be given with `original`, which holds scores of certain classes; got "
+            "None. Pass `target` of the earlier result."
         )
 
 
@@ -368,11 +375,11 @@ def average_drop(
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0.0,
 ) -> Tensor:
-    """How much of its confidence the model loses when it sees the image through its heat map.
+    """How much confidence the model loses when it sees each image through its heat map.
 
-    The mean over images is the average drop (AD, ADC). A map's size alone can make it small: a map
-    of ones has 0. Report :func:`mean_area` beside it. To get several metrics from one run, and the
-    record of all conventions, use :func:`confidences`.
+    The mean over images is the average drop in confidence (ADC). A large map can have a small drop
+    for its size alone: a map of ones has 0. So report :func:`mean_area` beside it. If you need
+    several metrics, or the record of all conventions, call :func:`confidences` once.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits.
@@ -386,7 +393,7 @@ def average_drop(
         fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
 
     Returns:
-        *Tensor*: In percent, `(N,)`, as :func:`drop`; lower is better.
+        *Tensor*: In percent, `(N,)`, as from :func:`drop`; lower is better.
 
     Example::
 
@@ -411,38 +418,40 @@ def average_drop(
     return found.average_drop
 
 
-def increase_in_confidence(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    heatmaps: Any,
-    target: Target = None,
-    *,
-    additional_forward_args: Any = None,
-    score: Score = "softmax",
-    normalize: Normalization = "minmax",
-    interpolation: Interpolation = "bilinear",
-    fill: Fill = 0.0,
-    tolerance: float = 0.0,
-) -> Tensor:
-    """Whether the model is surer of the class when it sees the image through its heat map.
+def _like(
+    metric: Callable[P, Tensor], complement: bool = False
+) -> Callable[[Callable[[Confidences], Tensor]], Callable[P, Tensor]]:
+    """Turns what reads one metric off :class:`Confidences` into a metric with `metric`'s arguments.
 
-    The mean over images is the percent increase in confidence (PIC, AI). It is noisy where the
-    model's probabilities are near 1 already.
+    Signature and docstring say these arguments too, for help() and for the pages of the reference.
+    """
 
-    Args:
-        forward_func (callable): The model, or a function that returns its logits.
-        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all but the last.
-        heatmaps (Tensor or array): The maps to judge, of any library.
-        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
-        additional_forward_args (Any, optional): Default: None
-        score (str or callable, optional): Default: ``"softmax"``
-        normalize (str or None, optional): Default: ``"minmax"``
-        interpolation (str or None, optional): Default: ``"bilinear"``
-        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
-        tolerance (float, optional): A rise up to this does not count. Default: 0.0
+    def decorate(read: Callable[[Confidences], Tensor]) -> Callable[P, Tensor]:
+        @wraps(read)
+        def judge(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+            return read(confidences(*args, complement=complement, **kwargs))  # type: ignore[arg-type]
+
+        judge.__signature__ = inspect.signature(metric)  # type: ignore[attr-defined]
+        judge.__annotations__ = metric.__annotations__
+        arguments = inspect.cleandoc(metric.__doc__ or "").partition("Args:")[2]
+        arguments = arguments.partition("Returns:")[0]
+        judge.__doc__ = inspect.cleandoc(read.__doc__ or "").replace(
+            "Returns:", f"Args:{arguments}Returns:", 1
+        )
+        return judge
+
+    return decorate
+
+
+@_like(average_drop)
+def increase_in_confidence(found: Confidences) -> Tensor:
+    """Whether the model is more confident when it sees each image through its heat map.
+
+    The mean over images is the percentage increase in confidence (PIC). It is noisy if the model's
+    probabilities are already near 1. The arguments are those of :func:`confidences`.
 
     Returns:
-        *Tensor*: 0 or 100, `(N,)`, as :func:`increase`; higher is better.
+        *Tensor*: 0 or 100, `(N,)`, as from :func:`increase`; higher is better.
 
     Example::
 
@@ -452,53 +461,21 @@ def increase_in_confidence(
         >>> increase_in_confidence(logits, image, torch.tensor([[[1.0, 0.0]]]), target=0)
         tensor([100.], dtype=torch.float64)
     """
-    found = confidences(
-        forward_func,
-        inputs,
-        heatmaps,
-        target,
-        additional_forward_args=additional_forward_args,
-        score=score,
-        normalize=normalize,
-        interpolation=interpolation,
-        fill=fill,
-        complement=False,
-    )
-    return increase(found.original, found.masked, tolerance=tolerance)
+    return found.increase_in_confidence
 
 
-def average_gain(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    heatmaps: Any,
-    target: Target = None,
-    *,
-    additional_forward_args: Any = None,
-    score: Score = "softmax",
-    normalize: Normalization = "minmax",
-    interpolation: Interpolation = "bilinear",
-    fill: Fill = 0.0,
-) -> Tensor:
-    """How much of the missing confidence the model gains when it sees the image through its map.
+@_like(average_drop)
+def average_gain(found: Confidences) -> Tensor:
+    """How much of the missing confidence the model gains when it sees each image through its map.
 
-    The mean over images is the average gain (AG). A map of ones, or nearly so, gains nothing.
-
-    Args:
-        forward_func (callable): The model, or a function that returns its logits.
-        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all arguments.
-        heatmaps (Tensor or array): The maps to judge, of any library.
-        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
-        additional_forward_args (Any, optional): Default: None
-        score (str or callable, optional): A probability. Default: ``"softmax"``
-        normalize (str or None, optional): Default: ``"minmax"``
-        interpolation (str or None, optional): Default: ``"bilinear"``
-        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
+    The mean over images is the average gain (AG). A map that is 1 nearly everywhere gains nothing.
+    The arguments are those of :func:`confidences`; `score` has to be a probability.
 
     Returns:
-        *Tensor*: In percent, `(N,)`, as :func:`gain`; higher is better.
+        *Tensor*: In percent, `(N,)`, as from :func:`gain`; higher is better.
 
     Raises:
-        ValueError: If `score` is ``"identity"``, which is no probability.
+        ValueError: If `score` is ``"identity"``, which is not a probability.
 
     Example::
 
@@ -508,54 +485,19 @@ def average_gain(
         >>> average_gain(logits, image, torch.tensor([[[1.0, 0.0]]]), target=0)
         tensor([46.2117], dtype=torch.float64)
     """
-    found = confidences(
-        forward_func,
-        inputs,
-        heatmaps,
-        target,
-        additional_forward_args=additional_forward_args,
-        score=score,
-        normalize=normalize,
-        interpolation=interpolation,
-        fill=fill,
-        complement=False,
-    )
     return found.average_gain
 
 
-def drop_on_complement(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    heatmaps: Any,
-    target: Target = None,
-    *,
-    additional_forward_args: Any = None,
-    score: Score = "softmax",
-    normalize: Normalization = "minmax",
-    interpolation: Interpolation = "bilinear",
-    fill: Fill = 0.0,
-    clamp: bool = False,
-) -> Tensor:
-    """How much of its confidence the model loses when it sees only what the heat map hides.
+@_like(average_drop, complement=True)
+def drop_on_complement(found: Confidences) -> Tensor:
+    """How much confidence the model loses when it sees only what the heat map hides.
 
     The mean over images is the average drop in deletion (ADD; Jung and Oh, "Towards Better
-    Explanations of Class Activation Mapping", ICCV 2021).
-
-    Args:
-        forward_func (callable): The model, or a function that returns its logits.
-        inputs (Tensor or tuple[Tensor, ...]): As for :func:`confidences`, like all but the last.
-        heatmaps (Tensor or array): The maps to judge, of any library.
-        target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
-        additional_forward_args (Any, optional): Default: None
-        score (str or callable, optional): Default: ``"softmax"``
-        normalize (str or None, optional): Default: ``"minmax"``
-        interpolation (str or None, optional): Default: ``"bilinear"``
-        fill (float, sequence, Tensor, Black, Blur or str, optional): Default: 0.0
-        clamp (bool, optional): Whether a rise counts as 0 instead of a negative drop.
-            Default: False
+    Explanations of Class Activation Mapping", ICCV 2021). A rise is a negative drop; ``.relu()`` of
+    the result counts it as 0. The arguments are those of :func:`confidences`.
 
     Returns:
-        *Tensor*: In percent, `(N,)`, as :func:`drop`; higher is better.
+        *Tensor*: In percent, `(N,)`, as from :func:`drop` without `clamp`; higher is better.
 
     Example::
 
@@ -565,18 +507,7 @@ def drop_on_complement(
         >>> drop_on_complement(logits, torch.ones(1, 1, 1, 2), heat, target=0)
         tensor([17.0003], dtype=torch.float64)
     """
-    found = confidences(
-        forward_func,
-        inputs,
-        heatmaps,
-        target,
-        additional_forward_args=additional_forward_args,
-        score=score,
-        normalize=normalize,
-        interpolation=interpolation,
-        fill=fill,
-    )
-    return found.drop_on_complement.relu() if clamp else found.drop_on_complement
+    return found.drop_on_complement
 
 
 def mean_area(
@@ -588,13 +519,13 @@ def mean_area(
 ) -> Tensor:
     """The mean of each heat map: how much of the image it shows.
 
-    This is the complexity of ADCC (Poppi et al. 2021). Area alone moves the average drop, so that
-    the two belong in one table.
+    This is the complexity in ADCC (Poppi et al. 2021). A larger area alone lowers the average drop,
+    so show both in one table.
 
     Args:
         heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`.
-        size (tuple[int, ...], optional): Spatial size of the images; a map of another size is
-            resized first, which changes its mean. Default: None (the maps' own)
+        size (tuple[int, ...], optional): Spatial size of the images. A map of another size is
+            resized first, which changes its mean. Default: None (the size of the maps)
         normalize (str or None, optional): See :func:`confidences`. Default: ``"minmax"``
         interpolation (str or None, optional): See :func:`confidences`. Default: ``"bilinear"``
 
@@ -608,7 +539,7 @@ def mean_area(
     """
     if size is None:
         shape = tuple(getattr(heatmaps, "shape", ()))
-        # (N, H, W) and (N, 1, H) differ in meaning only; a second axis of 1 is the channel
+        # (N, 1, W) could be 1 x W maps or 1-D maps with a channel: an axis of 1 is the channel
         size = shape[2:] if len(shape) > 2 and shape[1] == 1 else shape[1:]
     maps = prepare(heatmaps, size, normalize=normalize, interpolation=interpolation)
     return 100 * maps.values.flatten(1).mean(1)

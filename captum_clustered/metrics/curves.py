@@ -1,4 +1,4 @@
-"""Insertion and deletion: how the score moves as pixels come or go in the map's order.
+"""Insertion and deletion: the score as pixels are put in or taken out in the order of the map.
 
 Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018. Only the order of a map's values counts.
 """
@@ -17,7 +17,7 @@ from captum_clustered.fills import Blur, Fill, describe, fill_image
 from captum_clustered.metrics.maps import Interpolation, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
-    Model,
+    ImageModel,
     as_labels,
     name_of,
     name_of_target,
@@ -28,16 +28,16 @@ from captum_clustered.targets import Score, Target, target_scores
 __all__ = ["BUDGET", "Curve", "deletion", "insertion"]
 
 BUDGET = 16 * 2**20
-"""Bytes of changed images that go through the model at a time, if no number of images is given."""
+"""Bytes of images that go through the model at a time, unless a number of images is given."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Scores of a batch of `N` images at `T` stages between two images.
+    """Scores of a batch of `N` images at `T` stages, from one image to another.
 
     Attributes:
         kind (str): ``"insertion"`` or ``"deletion"``.
-        fractions (Tensor): `(T,)`, the share of pixels that has been changed, from 0 to 1.
+        fractions (Tensor): `(T,)`, the share of pixels that are changed, from 0 to 1.
         scores (Tensor): `(N, T)`.
         target (Tensor or None): int64 `(N,)`: the classes, as in
             :class:`~captum_clustered.metrics.Confidences`.
@@ -54,7 +54,7 @@ class Curve:
 
     @property
     def area(self) -> Tensor:
-        """The area under each curve by trapezoids, times 100, `(N,)`; percent for probabilities."""
+        """100 times the area under each curve, `(N,)`, by trapezoids: percent for probabilities."""
         return 100 * torch.trapezoid(self.scores, self.fractions, dim=1)
 
 
@@ -72,32 +72,32 @@ def insertion(
     seed: int | None = None,
     max_examples_per_batch: int | None = None,
 ) -> Curve:
-    """Puts the image's pixels into a blurred image, the map's largest values first.
+    """Puts the pixels of the image into a blurred image, those with the largest values first.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits.
         inputs (Tensor or tuple[Tensor, ...]): As for :func:`~captum_clustered.metrics.confidences`.
-        heatmaps (Tensor or array): Likewise; only the order of a map's values counts.
-        target (int, tuple, Tensor or list, optional): Likewise.
+        heatmaps (Tensor or array): As there; only the order of a map's values counts.
+        target (int, tuple, Tensor or list, optional): As there.
             Default: None (the class that the model predicts for the whole image)
-        additional_forward_args (Any, optional): Likewise. A tensor with one row for each image
-            follows its image. Default: None
-        score (str or callable, optional): Likewise. Default: ``"softmax"``
-        interpolation (str or None, optional): Likewise. Default: ``"bilinear"``
+        additional_forward_args (Any, optional): As there. A tensor with one row per image is
+            indexed together with the images. Default: None
+        score (str or callable, optional): As there. Default: ``"softmax"``
+        interpolation (str or None, optional): As there. Default: ``"bilinear"``
         fill (float, sequence, Tensor, Black, Blur or str, optional): The image to start from.
             Default: ``Blur(11, 5.0)``
-        step (int, optional): Pixels that change at a time. Default: 224 (a row of an image of that
-            width, as in the paper; then 225 images go through the model for each one)
-        seed (int, optional): Breaks ties at random, by this seed. Default: None (equal pixels in
-            reading order, which favours the top of an image where much of a map is zero)
-        max_examples_per_batch (int, optional): Images in one pass; changes memory and time, never
-            the result. Default: None (as many as fit :data:`BUDGET`)
+        step (int, optional): Number of pixels that change at a time. Default: 224 (a row of an
+            image of this width, as in the paper: 225 forward passes per image)
+        seed (int, optional): Puts equal pixels in a random order, with this seed. Default: None
+            (reading order, which favours the top of the image if much of a map is zero)
+        max_examples_per_batch (int, optional): Images in one forward pass; changes memory and time,
+            never the result. Default: None (as many as fit into :data:`BUDGET`)
 
     Returns:
         *Curve*: The curve and its area; a larger area is better.
 
     Raises:
-        TypeError: If an argument, or what the model returns, is of a wrong type.
+        TypeError: If an argument, or what the model returns, has a wrong type.
         ValueError: If a shape or a value does not fit; the message says what to change.
 
     Example::
@@ -111,19 +111,10 @@ def insertion(
         >>> curve.area
         tensor([62.5000], dtype=torch.float64)
     """
+    model = ImageModel.of(forward_func, inputs, additional_forward_args)
+    chunk = _at_a_time(model.image, max_examples_per_batch)
     return _curve(
-        forward_func,
-        inputs,
-        heatmaps,
-        target,
-        additional_forward_args,
-        score,
-        interpolation,
-        fill,
-        step,
-        seed,
-        max_examples_per_batch,
-        "insertion",
+        "insertion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
     )
 
 
@@ -141,7 +132,7 @@ def deletion(
     seed: int | None = None,
     max_examples_per_batch: int | None = None,
 ) -> Curve:
-    """Takes the image's pixels out, the map's largest values first.
+    """Takes pixels out of the image, those with the largest values first.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits.
@@ -151,11 +142,11 @@ def deletion(
         additional_forward_args (Any, optional): Default: None
         score (str or callable, optional): Default: ``"softmax"``
         interpolation (str or None, optional): Default: ``"bilinear"``
-        fill (float, sequence, Tensor, Black, Blur or str, optional): What is left of a pixel.
+        fill (float, sequence, Tensor, Black, Blur or str, optional): What replaces a pixel.
             Default: 0.0
-        step (int, optional): Pixels that change at a time. Default: 224
-        seed (int, optional): Breaks ties at random. Default: None (in reading order)
-        max_examples_per_batch (int, optional): Images in one pass. Default: None
+        step (int, optional): Number of pixels that change at a time. Default: 224
+        seed (int, optional): Puts equal pixels in a random order. Default: None (reading order)
+        max_examples_per_batch (int, optional): Images in one forward pass. Default: None
 
     Returns:
         *Curve*: The curve and its area; a smaller area is better.
@@ -168,62 +159,45 @@ def deletion(
         >>> deletion(logits, image, image, score="identity", step=2).scores
         tensor([[1.0000, 0.3000, 0.0000]], dtype=torch.float64)
     """
+    model = ImageModel.of(forward_func, inputs, additional_forward_args)
+    chunk = _at_a_time(model.image, max_examples_per_batch)
     return _curve(
-        forward_func,
-        inputs,
-        heatmaps,
-        target,
-        additional_forward_args,
-        score,
-        interpolation,
-        fill,
-        step,
-        seed,
-        max_examples_per_batch,
-        "deletion",
+        "deletion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
     )
 
 
 @torch.no_grad()
 def _curve(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
+    kind: Literal["insertion", "deletion"],
+    model: ImageModel,
     heatmaps: Any,
     target: Target,
-    additional_forward_args: Any,
     score: Score,
     interpolation: Interpolation,
     fill: Fill,
     step: int,
     seed: int | None,
-    chunk: int | None,
-    kind: Literal["insertion", "deletion"],
+    chunk: int,
 ) -> Curve:
     check_int("step", step, 1)
-    if chunk is not None:
-        check_int("max_examples_per_batch", chunk, 1)
-    model = Model.of(forward_func, inputs, additional_forward_args)
-    image = model.image
+    image = model.image  # (N, C, *spatial)
     n, size = len(image), image.shape[2:]
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
-    ranks = _ranks(maps.values.flatten(1), seed)
+    ranks = _ranks(maps.values.flatten(1), seed)  # (N, pixels)
     background = fill_image(fill, image).expand_as(image)
     before, after = (background, image) if kind == "insertion" else (image, background)
 
     classes = resolve_target(model(image), target)
     pixels = size.numel()
-    counts = torch.arange(-(-pixels // step) + 1, device=image.device) * step
+    counts = torch.arange(-(-pixels // step) + 1, device=image.device) * step  # (T,)
     counts = counts.clamp(max=pixels)
-    chunk = chunk or max(1, BUDGET // (image.nbytes // max(n, 1) or 1))
     scores = []
-    for start in range(0, n * len(counts), chunk):
-        stop = min(start + chunk, n * len(counts))
-        pairs = torch.arange(start, stop, device=image.device)
+    for pairs in torch.arange(n * len(counts), device=image.device).split(chunk):
         rows, stages = pairs // len(counts), pairs % len(counts)
-        changed = (ranks[rows] < counts[stages, None]).view(-1, 1, *size)
+        changed = (ranks[rows] < counts[stages, None]).view(-1, 1, *size)  # (chunk, 1, *spatial)
         output = model(torch.where(changed, after[rows], before[rows]), rows)
         scores.append(target_scores(output, None if classes is None else classes[rows], score))
-    joined = torch.cat(scores).view(n, -1) if scores else image.new_zeros(0, len(counts))
+    joined = torch.cat(scores).view(n, -1) if n else image.new_zeros(0, len(counts))  # (N, T)
     return Curve(
         kind=kind,
         fractions=counts.to(joined.dtype) / pixels,
@@ -242,8 +216,14 @@ def _curve(
     )
 
 
+def _at_a_time(image: Tensor, given: int | None) -> int:
+    """How many images go through the model at a time."""
+    check_int("max_examples_per_batch", given, 1, or_none=True)
+    return given or max(1, BUDGET // (image.nbytes // max(len(image), 1) or 1))
+
+
 def _ranks(values: Tensor, seed: int | None) -> Tensor:
-    """Each pixel's place when the largest value comes first, int32 `(N, pixels)`."""
+    """The rank of each pixel, int32 `(N, pixels)`; 0 for the largest value."""
     pixels = values.shape[1]
     if seed is None:
         order = values.argsort(dim=1, descending=True, stable=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clustered._checks import check_number
 from captum_clustered.metrics.maps import Interpolation, prepare
 
 __all__ = ["boxes_to_masks", "energy_inside", "iou", "pointing_game"]
@@ -23,21 +23,21 @@ def boxes_to_masks(
     image_size: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draws boxes as masks; several boxes of an image are united.
+    """Turns boxes into masks: one mask per image, with all its boxes.
 
     Args:
-        boxes (sequence): For each image its boxes `(n, 4)`, as `x0, y0, x1, y1` in pixels, the
-            corner of the image being (0, 0). A pixel belongs to a box if its centre lies inside.
+        boxes (sequence): For each image its boxes `(n, 4)`, as `x0, y0, x1, y1` in pixels from the
+            upper left corner of the image. A pixel belongs to a box if its centre lies inside.
         size (tuple[int, int]): Height and width of the masks.
-        image_size (tuple[int, int], optional): Height and width of the image that the boxes were
-            drawn on. Default: None (the masks' size)
-        device (torch.device or str, optional): Where the masks are needed. Default: None
+        image_size (tuple[int, int], optional): Height and width of the images that the boxes were
+            drawn on. Default: None (the size of the masks)
+        device (torch.device or str, optional): Device of the masks. Default: None (the CPU)
 
     Returns:
-        *Tensor*: bool `(N, 1, height, width)`; empty for an image without boxes.
+        *Tensor*: bool `(N, 1, height, width)`; False everywhere for an image without boxes.
 
     Raises:
-        ValueError: If an image's boxes are not four numbers each.
+        ValueError: If a box does not have four numbers.
 
     Example::
 
@@ -47,6 +47,7 @@ def boxes_to_masks(
     """
     height, width = size
     rows, columns = image_size or size
+    # centres of the mask's pixels, in pixels of the image
     y = (torch.arange(height, device=device) + 0.5) * (rows / height)
     x = (torch.arange(width, device=device) + 0.5) * (columns / width)
     masks = torch.zeros(len(boxes), 1, height, width, dtype=torch.bool, device=device)
@@ -55,11 +56,11 @@ def boxes_to_masks(
         corners = corners.reshape(-1, 4) if corners.numel() == 0 or corners.ndim == 1 else corners
         if corners.ndim != 2 or corners.shape[1] != 4:
             raise ValueError(
-                "`boxes` must hold for each image a list of boxes, four numbers each (x0, y0, x1, "
-                f"y1); got shape {tuple(corners.shape)} for one image."
+                "`boxes` must have a list of boxes for each image, four numbers each (x0, y0, x1, "
+                f"y1); got shape {tuple(corners.shape)} for one image. Pass [] if it has none."
             )
-        x0, y0, x1, y1 = corners[:, :, None].unbind(1)
-        inside_y, inside_x = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)
+        x0, y0, x1, y1 = corners[:, :, None].unbind(1)  # (n, 1) each
+        inside_y, inside_x = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)  # (n, height), (n, width)
         mask[0] = (inside_y[:, :, None] & inside_x[:, None, :]).any(0)
     return masks
 
@@ -71,18 +72,17 @@ def pointing_game(
     tolerance: float = 15,
     interpolation: Interpolation = "bilinear",
 ) -> Tensor:
-    """Whether the map's largest value lies on the object, or at most `tolerance` pixels from it.
+    """Whether the largest value of the map lies on the object, or within `tolerance` pixels of it.
 
-    Source: Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018. Where
-    several pixels share the largest value, the share of them that hits is given, so that a flat map
-    has what pointing at random would have.
+    Source: Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018. If several
+    pixels have the largest value, the result is the share of them that hits. So a flat map gets
+    what pointing at random would get.
 
     Args:
         heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`, of any range and resolution.
-        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, or of volumes `(N, 1, D, H, W)`; bool or not
-            0 on the object; of the size in
-            which `tolerance` is meant. :func:`boxes_to_masks` makes them from boxes.
-        tolerance (float, optional): In pixels of the mask, Euclidean. Default: 15
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, of volumes `(N, 1, D, H, W)`; True or not 0
+            on the object. :func:`boxes_to_masks` makes them from boxes.
+        tolerance (float, optional): Euclidean distance in pixels of the mask. Default: 15
         interpolation (str or None, optional): How a map of another size is resized.
             Default: ``"bilinear"``
 
@@ -90,7 +90,7 @@ def pointing_game(
         *Tensor*: 0 to 100, `(N,)`, higher is better; NaN where the mask is empty.
 
     Raises:
-        TypeError: If the maps are not floating point.
+        TypeError: If the maps are not floating point, or the masks not a tensor.
         ValueError: If shapes do not fit or the tolerance is negative.
 
     Example::
@@ -99,8 +99,7 @@ def pointing_game(
         >>> pointing_game(heat, mask, tolerance=0), pointing_game(heat, mask, tolerance=1)
         (tensor([0.]), tensor([100.]))
     """
-    if not isinstance(tolerance, numbers.Real) or not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be a number >= 0; got {tolerance!r}.")
+    check_number("tolerance", tolerance, at_least=0)
     maps, objects = _pair(heatmaps, masks, interpolation)
     near = _dilated(objects, float(tolerance))
     peak = maps == maps.flatten(1).amax(1).reshape(-1, *[1] * (maps.ndim - 1))
@@ -112,13 +111,13 @@ def energy_inside(
 ) -> Tensor:
     """The share of the map's sum that lies on the object.
 
-    Source: Wang et al., "Score-CAM", CVPR Workshops 2020, there the energy-based pointing game.
+    Source: Wang et al., "Score-CAM", CVPR Workshops 2020, who call it energy-based pointing game.
 
     Args:
         heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`; scaled to [0, 1] by minimum and
             maximum.
-        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, or of volumes `(N, 1, D, H, W)`; bool or not
-            0 on the object.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, of volumes `(N, 1, D, H, W)`; True or not 0
+            on the object.
         interpolation (str or None, optional): How a map of another size is resized.
             Default: ``"bilinear"``
 
@@ -127,7 +126,7 @@ def energy_inside(
         empty.
 
     Raises:
-        TypeError: If the maps are not floating point.
+        TypeError: If the maps are not floating point, or the masks not a tensor.
         ValueError: If shapes do not fit.
 
     Example::
@@ -146,13 +145,13 @@ def iou(
     threshold: float = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> Tensor:
-    """Intersection over union of the object and of where the map is at least `threshold`.
+    """Intersection over union of the object and the pixels where the map is >= `threshold`.
 
     Args:
         heatmaps (Tensor or array): `(N, 1, H, W)` or `(N, H, W)`; scaled to [0, 1] by minimum and
             maximum.
-        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, or of volumes `(N, 1, D, H, W)`; bool or not
-            0 on the object.
+        masks (Tensor): `(N, 1, H, W)` or `(N, H, W)`, of volumes `(N, 1, D, H, W)`; True or not 0
+            on the object.
         threshold (float, optional): In (0, 1]. Default: 0.5
         interpolation (str or None, optional): How a map of another size is resized.
             Default: ``"bilinear"``
@@ -161,7 +160,7 @@ def iou(
         *Tensor*: In percent, `(N,)`, higher is better; NaN where the mask is empty.
 
     Raises:
-        TypeError: If the maps are not floating point.
+        TypeError: If the maps are not floating point, or the masks not a tensor.
         ValueError: If shapes do not fit or the threshold lies outside (0, 1].
 
     Example::
@@ -169,8 +168,7 @@ def iou(
         >>> iou(torch.tensor([[[0.0, 2.0, 3.0]]]), torch.tensor([[[1, 1, 0]]]))
         tensor([33.3333])
     """
-    if not isinstance(threshold, numbers.Real) or not 0 < threshold <= 1:
-        raise ValueError(f"`threshold` must lie in (0, 1]; got {threshold!r}.")
+    check_number("threshold", threshold, above=0, at_most=1)
     maps, objects = _pair(heatmaps, masks, interpolation)
     shown = maps >= threshold
     return _share(shown & objects, shown | objects, objects)
@@ -179,12 +177,15 @@ def iou(
 def _pair(heatmaps: Any, masks: Tensor, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
     """Maps and masks, both `(N, 1, *spatial)`."""
     if not isinstance(masks, Tensor):
-        raise TypeError(f"`masks` must be a tensor; got {type(masks).__name__}.")
+        raise TypeError(
+            f"`masks` must be a tensor; got {type(masks).__name__}. Convert arrays with "
+            "`torch.as_tensor`, boxes with `boxes_to_masks`."
+        )
     objects = masks.unsqueeze(1) if masks.ndim == 3 else masks
     if objects.ndim not in (4, 5) or objects.shape[1] != 1:
         raise ValueError(
             "`masks` must have shape (N, 1, H, W) or (N, H, W), or (N, 1, D, H, W) for volumes; "
-            f"got {tuple(masks.shape)}."
+            f"got {tuple(masks.shape)}. Pass one mask per image."
         )
     maps = prepare(
         heatmaps,
@@ -197,7 +198,7 @@ def _pair(heatmaps: Any, masks: Tensor, interpolation: Interpolation) -> tuple[T
 
 
 def _share(part: Tensor, whole: Tensor, objects: Tensor) -> Tensor:
-    """`part` of `whole` in percent; 0 of nothing is 0; NaN without an object."""
+    """`part` of `whole` in percent, `(N,)`; 0 where both are 0, NaN without an object."""
     dtype = part.dtype if part.is_floating_point() else torch.float32
     parts, wholes = (values.to(dtype).flatten(1).sum(1) for values in (part, whole))
     share = 100 * parts / torch.where(wholes == 0, 1, wholes)
@@ -206,8 +207,7 @@ def _share(part: Tensor, whole: Tensor, objects: Tensor) -> Tensor:
 
 def _dilated(objects: Tensor, tolerance: float) -> Tensor:
     """All pixels whose distance from the object is at most `tolerance`."""
-    # no further than the image reaches
-    radius = int(min(tolerance, max(objects.shape[2:])))
+    radius = int(min(tolerance, max(objects.shape[2:])))  # the image is not larger
     if radius == 0:
         return objects
     if objects.ndim == 5:  # a ball as kernel would be too large
@@ -218,6 +218,6 @@ def _dilated(objects: Tensor, tolerance: float) -> Tensor:
         near &= ~outside.all((1, 2, 3), keepdims=True)  # without an object nothing is near it
         return torch.from_numpy(near).unsqueeze(1).to(objects.device)
     offsets = torch.arange(-radius, radius + 1, device=objects.device)
-    disc = offsets[:, None] ** 2 + offsets**2 <= tolerance**2
+    disc = offsets[:, None] ** 2 + offsets**2 <= tolerance**2  # (2 * radius + 1) squared
     found = F.conv2d(objects.float(), disc.float()[None, None], padding=radius)
     return found > 0.5

@@ -1,8 +1,7 @@
-"""Heat maps at the door.
+"""Heat maps of any library in one form: of the images' size, in [0, 1], faulty ones marked.
 
-Every metric reads its heat maps through :func:`prepare`, so that a map is resized, scaled and
-judged by one rule. No value is read from a tensor on the way, except where a map must already lie
-in [0, 1].
+Every metric gets its heat maps from :func:`prepare`, so all maps are resized, scaled and checked by
+the same rules. No value is read from a tensor, unless the maps must already lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -26,15 +25,16 @@ Interpolation = Literal["bilinear", "nearest"] | None
 
 
 class Status(IntEnum):
-    """What is wrong with a heat map, one of these per image; such a map is judged all the same.
+    """What is wrong with a heat map, if anything. A faulty map is still judged.
 
     Attributes:
-        OK: Nothing.
-        FLAT: One value everywhere, to rounding, at the images' size. It is clamped to [0, 1] and
-            kept, since there is nothing to scale: zeros show the fill alone, ones the whole image.
-        NOT_FINITE: It holds a NaN or an infinity. It counts as a map of zeros, which shows nothing.
-        NEGATIVE: No value is above zero, so nothing speaks for the class. ``normalize="minmax"``
-            scales it as any other map, ``"max"`` makes it zero.
+        OK: Nothing is wrong.
+        FLAT: All values are equal up to rounding, before or after resizing. The map is not scaled
+            but clamped to [0, 1]: zeros show the fill alone, ones the whole image.
+        NOT_FINITE: The map has a NaN or an infinity. It counts as a map of zeros, which shows
+            nothing.
+        NEGATIVE: No value is above zero, so that nothing supports the class.
+            ``normalize="minmax"`` scales it like any other map, ``"max"`` makes it zero.
     """
 
     OK = 0
@@ -70,25 +70,26 @@ def prepare(
     Args:
         heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point, of any
             range and any resolution.
-        size (sequence of int): The spatial size that is needed.
-        n_examples (int, optional): The number of maps that is needed. Default: None (any)
-        device (torch.device or str, optional): Where they are needed.
-            Default: None (where they are)
-        normalize (str or None, optional): ``"minmax"`` scales each map from its minimum and maximum
-            to [0, 1]; ``"max"`` sets negative values to zero and divides by the maximum, so that
-            zero stays zero; None takes the maps as they are, which must lie in [0, 1] (to check
-            this, one number is read from the device). Default: ``"minmax"``
+        size (sequence of int): Spatial size of the images.
+        n_examples (int, optional): Number of images. Default: None (the number of maps)
+        device (torch.device or str, optional): Device of the result.
+            Default: None (the device of the maps)
+        normalize (str or None, optional): ``"minmax"`` scales each map to [0, 1] by its minimum and
+            maximum; ``"max"`` sets negative values to zero and divides by the maximum, so that zero
+            stays zero; None takes the maps as they are, which must lie in [0, 1] (to check this,
+            one number is read from the device). Default: ``"minmax"``
         interpolation (str or None, optional): How a map of another size is resized, before it is
-            scaled: ``"bilinear"`` (linear along each axis, corners not aligned, as Captum's
-            `LayerAttribution.interpolate`), ``"nearest"``, or None to refuse it.
+            scaled: ``"bilinear"`` (linear along each axis, with ``align_corners=False`` as Captum's
+            `LayerAttribution.interpolate`), ``"nearest"``, or None to raise an error.
             Default: ``"bilinear"``
 
     Returns:
-        *Maps*: The maps and what is wrong with them, if anything.
+        *Maps*: The maps, and for each whether something is wrong with it.
 
     Raises:
-        TypeError: If the maps are no floating point tensor or array.
-        ValueError: If their shape does not fit, or a value lies outside [0, 1] and None was given.
+        TypeError: If the maps are not a floating point tensor or array.
+        ValueError: If their shape does not fit, or `normalize` is None and a value lies outside
+            [0, 1].
 
     Example::
 
@@ -102,7 +103,7 @@ def prepare(
     check_choice("normalize", normalize, ("minmax", "max", None))
     check_choice("interpolation", interpolation, ("bilinear", "nearest", None))
     given = _as_tensor(heatmaps)
-    raw = _with_channel(given, len(size), n_examples)
+    raw = _with_channel(given, len(size), n_examples)  # (N, 1, *spatial)
     device = torch.device(raw.device if device is None else device)
     wide = raw.dtype == torch.float64 and device.type != "mps"
     raw = raw.to(device=device, dtype=torch.float64 if wide else torch.float32)
@@ -110,14 +111,14 @@ def prepare(
     column = (-1, *[1] * (raw.ndim - 1))
     finite = raw.isfinite().flatten(1).all(1)
     raw = torch.where(finite.view(column), raw, 0)
-    low, high = raw.flatten(1).aminmax(dim=1)
+    low, high = raw.flatten(1).aminmax(dim=1)  # (N,) each, before resizing
     eps = torch.finfo(given.dtype).eps
     if normalize is None:
         _check_range(low, high, eps)
 
     values = _resized(raw, size, interpolation)
-    bottom, top = values.flatten(1).aminmax(dim=1)
-    # what the weighted sum of equal numbers leaves is no shape
+    bottom, top = values.flatten(1).aminmax(dim=1)  # (N,) each, after resizing
+    # resizing takes weighted sums, which differ by rounding even for equal numbers
     rounding = 2 * eps * torch.maximum(low.abs(), high.abs())
     flat = (high - low <= rounding) | (top - bottom <= rounding)
     if normalize == "minmax":
@@ -139,7 +140,22 @@ def resize(
     device: torch.device,
     interpolation: Interpolation = "bilinear",
 ) -> Tensor:
-    """Brings maps to the images' size with their own values; a map with a NaN becomes zeros."""
+    """Resizes maps to the size of the images without scaling their values.
+
+    Args:
+        heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point.
+        size (sequence of int): Spatial size of the images.
+        n_examples (int): Number of images.
+        device (torch.device): Device of the result.
+        interpolation (str or None, optional): As for :func:`prepare`. Default: ``"bilinear"``
+
+    Returns:
+        *Tensor*: `(N, 1, *size)`; zeros for a map with a NaN or an infinity.
+
+    Raises:
+        TypeError: If the maps are not a floating point tensor or array.
+        ValueError: If their shape does not fit.
+    """
     check_choice("interpolation", interpolation, ("bilinear", "nearest", None))
     raw = _with_channel(_as_tensor(heatmaps), len(size), n_examples).to(device)
     finite = raw.isfinite().flatten(1).all(1).view(-1, *[1] * (raw.ndim - 1))
@@ -151,13 +167,13 @@ def _as_tensor(heatmaps: Any) -> Tensor:
         heatmaps = torch.tensor(heatmaps)
     if not isinstance(heatmaps, Tensor):
         raise TypeError(
-            f"`heatmaps` must be a tensor or an array; got {type(heatmaps).__name__}. Pass one map "
-            "per image, stacked."
+            f"`heatmaps` must be a tensor or an array; got {type(heatmaps).__name__}. Stack the "
+            "maps of all images."
         )
     if not heatmaps.is_floating_point():
         raise TypeError(
             f"`heatmaps` must be floating point; got {heatmaps.dtype}. Convert them, for example "
-            "with `.float()`; a map of 0 to 255 is scaled like any other."
+            "with `.float()`; values from 0 to 255 need no scaling."
         )
     return heatmaps.detach()
 
@@ -173,7 +189,8 @@ def _with_channel(maps: Tensor, n_axes: int, n_examples: int | None) -> Tensor:
         )
     if n_examples is not None and len(maps) != n_examples:
         raise ValueError(
-            f"`heatmaps` must have one map for each of the {n_examples} images; got {len(maps)}."
+            f"`heatmaps` must have one map for each of the {n_examples} images; got {len(maps)}. "
+            "Pass the maps of these images only."
         )
     return maps
 

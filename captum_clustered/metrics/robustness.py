@@ -1,10 +1,12 @@
-"""Captum's own metrics for heat maps, without what goes wrong when these are handed over bare.
+"""Captum's metrics infidelity and sensitivity, for heat maps of layer methods.
 
-- `captum.metrics.sensitivity_max` (0.9.0) takes a bare tensor, as layer methods return it, for a
-  tuple of tensors, one for each example: an error for several images, and for one image a result
-  that is too large by the square root of `n_perturb_samples`. Here it gets a tuple.
-- `captum.metrics.infidelity` wants attributions of the input's shape. Spreading a heat map over
-  three channels by repetition triples what it says; here the channels share it.
+Called directly, Captum's functions go wrong with such maps:
+
+- `captum.metrics.sensitivity_max` (0.9.0) takes the single tensor that a layer method returns for a
+  tuple with one tensor per example. For several images that is an error; for one image the result
+  is too large by the square root of `n_perturb_samples`. Here it gets a tuple.
+- `captum.metrics.infidelity` needs attributions of the shape of the input. To repeat a heat map for
+  three channels would triple its values; here each channel gets a third.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
-from captum_clustered.metrics.scoring import Model, resolve_target
+from captum_clustered.metrics.scoring import ImageModel, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["infidelity", "sensitivity_max"]
@@ -42,12 +44,12 @@ def infidelity(
     normalize: bool = True,
     max_examples_per_batch: int | None = None,
 ) -> Tensor:
-    r"""How badly the map predicts what a small change of the image does to the score.
+    r"""The error of the map when it predicts how small changes of the image change the score.
 
-    :math:`E_I [(I \cdot \phi - (f(x) - f(x - I)))^2]`, by `captum.metrics.infidelity` (Yeh et al.,
-    "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019). The map is resized to the
-    image and keeps its own values; the channels share each pixel's equally. A map with a NaN counts
-    as a map of zeros.
+    This is :math:`E_I [(I \cdot \phi - (f(x) - f(x - I)))^2]`, computed by
+    `captum.metrics.infidelity` (Yeh et al., "On the (In)fidelity and Sensitivity of Explanations",
+    NeurIPS 2019). The map is resized to the image without scaling its values, and each pixel's
+    value is divided equally among the channels. A map with a NaN counts as a map of zeros.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits.
@@ -56,21 +58,22 @@ def infidelity(
         heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point.
         target (int, tuple, Tensor or list, optional): Default: None (the predicted class)
         additional_forward_args (Any, optional): Default: None
-        score (str or callable, optional): Captum's value, the logit, is the default; noise hardly
-            moves the probability of a sure model. Default: ``"identity"``
+        score (str or callable, optional): As for :func:`~captum_clustered.metrics.confidences`. The
+            default is the logit, as in Captum: noise hardly changes the probability of a confident
+            model. Default: ``"identity"``
         interpolation (str or None, optional): How a map of another size is resized.
             Default: ``"bilinear"``
-        perturb_func (callable, optional): From images to a pair (perturbation, perturbed images),
-            as in Captum. Default: None (Gaussian noise)
-        noise (float, optional): Standard deviation of the Gaussian noise, in the model's input.
-            Default: 0.003 (as in Captum's documentation)
-        seed (int, optional): Of the Gaussian noise; torch's own generators are left alone.
+        perturb_func (callable, optional): Takes images, returns a pair (perturbation, perturbed
+            images), as in Captum. Default: None (Gaussian noise)
+        noise (float, optional): Standard deviation of the Gaussian noise, in units of the model's
+            input. Default: 0.003 (as in Captum's documentation)
+        seed (int, optional): Seed of the Gaussian noise; torch's global generators are not used.
             Default: 0
-        n_perturb_samples (int, optional): Perturbations of each image. Default: 10
-        normalize (bool, optional): Whether the map is scaled by the factor that suits it best, so
-            that only its shape counts. Default: True
-        max_examples_per_batch (int, optional): Images in one pass, at least one batch.
-            Default: None (as many as fit a fixed budget)
+        n_perturb_samples (int, optional): Number of perturbations of each image. Default: 10
+        normalize (bool, optional): Whether the map is multiplied by the factor with the smallest
+            error, so that only its shape counts. Default: True
+        max_examples_per_batch (int, optional): Images in one forward pass; the batch is the least.
+            Default: None (as many as fit into a fixed budget)
 
     Returns:
         *Tensor*: `(N,)`, >= 0, lower is better, in squared units of the score.
@@ -88,10 +91,10 @@ def infidelity(
         True
     """
     check_int("n_perturb_samples", n_perturb_samples, 1)
-    model = Model.of(forward_func, inputs, additional_forward_args)
+    model = ImageModel.of(forward_func, inputs, additional_forward_args)
     image = model.image
     maps = resize(heatmaps, image.shape[2:], len(image), image.device, interpolation)
-    # Captum takes the small difference of large squares
+    # Captum subtracts large squares that are nearly equal, which needs float64
     maps = maps.float() if image.device.type == "mps" else maps.double()
     spread = (maps / image.shape[1]).expand_as(image)
     classes = resolve_target(model(image), target)
@@ -125,37 +128,37 @@ def sensitivity_max(
     max_examples_per_batch: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """How far the map can move when the image changes a little, relative to the map's norm.
+    """The largest change of the map for small changes of the image, relative to the map's norm.
 
-    By `captum.metrics.sensitivity_max` (Yeh et al. 2019). For a method that draws random numbers
-    the result means little unless they are seeded; for one that clusters it jumps where a label
-    flips.
+    This is `captum.metrics.sensitivity_max` (Yeh et al. 2019). If the method draws random numbers,
+    seed them, or the result means little. If the method clusters, the result jumps where a map
+    changes its group.
 
     Args:
         explain (callable): The method, called as ``explain(inputs, target=target, **kwargs)``, such
-            as a Captum method's `attribute`. Gives a tensor or a tuple of tensors, the examples
-            first. Called on `n_perturb_samples` copies of the images at a time.
-        inputs (Tensor or tuple[Tensor, ...]): What `explain` takes, the examples first.
+            as `attribute` of a Captum method. Returns a tensor or a tuple of tensors, the examples
+            on the first axis. Each call gets up to `n_perturb_samples` copies of the images.
+        inputs (Tensor or tuple[Tensor, ...]): What `explain` takes, the examples on the first axis.
         target (int, tuple, Tensor or list, optional): Passed on to `explain`, one entry per example
-            or one for all. Default: None (`explain` is called without one)
-        perturb_func (callable, optional): From inputs, and `perturb_radius` if it takes two
-            arguments, to perturbed inputs, as in Captum. Default: None (uniform noise)
-        perturb_radius (float, optional): Each value moves by at most this. Default: 0.02
-        n_perturb_samples (int, optional): Perturbations of each example. Default: 10
+            or one for all. Default: None (`explain` is called without a target)
+        perturb_func (callable, optional): Takes inputs, and `perturb_radius` if it has a second
+            argument; returns perturbed inputs, as in Captum. Default: None (uniform noise)
+        perturb_radius (float, optional): Largest change of each value. Default: 0.02
+        n_perturb_samples (int, optional): Number of perturbations of each example. Default: 10
         norm_ord (str or float, optional): The norm, as in :func:`torch.norm`. Default: ``"fro"``
-        seed (int, optional): Of the uniform noise; torch's own generators are left alone.
+        seed (int, optional): Seed of the uniform noise; torch's global generators are not used.
             Default: 0
-        max_examples_per_batch (int, optional): Examples in one call of `explain`, at least one
-            batch. Default: None (as many as fit a fixed budget)
+        max_examples_per_batch (int, optional): Examples in one call of `explain`; the batch is the
+            least. Default: None (as many as fit into a fixed budget)
         **kwargs (Any): Passed on to `explain`; Captum repeats `additional_forward_args` and
             `baselines` for the perturbed examples.
 
     Returns:
-        *Tensor*: `(N,)`, >= 0, lower is better.
+        *Tensor*: `(N,)`, >= 0; lower is better.
 
     Raises:
-        TypeError: If `inputs` are no tensors.
-        ValueError: If `n_perturb_samples` is not at least 1.
+        TypeError: If `inputs` is neither a tensor nor a tuple of tensors.
+        ValueError: If `n_perturb_samples` is not an int >= 1.
 
     Example::
 
@@ -168,7 +171,11 @@ def sensitivity_max(
     check_int("n_perturb_samples", n_perturb_samples, 1)
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise TypeError("`inputs` must be a tensor or a tuple of tensors.")
+        got = ", ".join(type(tensor).__name__ for tensor in tensors) or "an empty tuple"
+        raise TypeError(
+            f"`inputs` must be a tensor or a tuple of tensors; got {got}. Convert arrays with "
+            "`torch.as_tensor`."
+        )
     if target is not None:
         kwargs["target"] = target
 
@@ -192,9 +199,8 @@ def sensitivity_max(
 
 
 def _at_a_time(image: Tensor, samples: int, given: int | None) -> int:
-    """Examples in one pass; Captum wants at least the batch, at most all its perturbations."""
-    if given is not None:
-        check_int("max_examples_per_batch", given, 1)
+    """Examples in one pass; Captum needs at least the batch, and at most all perturbations."""
+    check_int("max_examples_per_batch", given, 1, or_none=True)
     n = len(image)
     fitting = given or BUDGET // (image.nbytes // max(n, 1) or 1)
     return min(max(n, fitting), n * samples)

@@ -1,4 +1,4 @@
-"""One score per image out of whatever the model returns, and the record of how it was come by."""
+"""One score per image from whatever the model returns, and a record of how it was computed."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from torch import Tensor
 
 from captum_clustered.targets import Score, Target, check_target, format_target
 
-__all__ = ["Conventions", "Model", "resolve_target"]
+__all__ = ["Conventions", "ImageModel", "resolve_target"]
 
 
 @dataclass(frozen=True)
 class Conventions:
-    """Everything that must be known to compare a number with another one.
+    """How a number was computed: two numbers can be compared only if these are equal.
 
     Attributes:
-        score (str): What became of the logits: ``"softmax"``, ``"sigmoid"``, ``"identity"``, or the
-            name of a callable.
-        target (str): Whose score it is: ``"predicted"``, ``"given"``, or ``"only"`` where the model
-            gives one score per image.
+        score (str): How a score was made from the logits: ``"softmax"``, ``"sigmoid"``,
+            ``"identity"``, or the name of a callable.
+        target (str): The class of the score: ``"predicted"``, ``"given"``, or ``"only"`` if the
+            model gives one score per image.
         fill (str): What replaces the masked part of the image.
-        normalize (str): How the map came to [0, 1]: ``"minmax"``, ``"max"``, ``"none"``; or
-            ``"ranks"`` where only the order of its values counts.
+        normalize (str): How the map was scaled to [0, 1]: ``"minmax"``, ``"max"``, ``"none"``; or
+            ``"ranks"`` if only the order of its values counts.
         interpolation (str): How a map of another size was resized, or ``"none"``.
-        step (int or None): Pixels that are changed at a time, for a curve.
-        ties (str or None): Which of several equal pixels comes first, for a curve.
+        step (int or None): For a curve, the number of pixels that change at a time.
+        ties (str or None): For a curve, which of several equal pixels comes first.
+
+    Example::
+
+        >>> Conventions("softmax", "given", "0", "minmax", "bilinear").as_dict()["score"]
+        'softmax'
     """
 
     score: str
@@ -40,7 +45,7 @@ class Conventions:
     ties: str | None = None
 
     def as_dict(self) -> dict[str, str | int]:
-        """The conventions as columns for a table; what does not apply is left out."""
+        """The conventions as columns of a table, without those that are None."""
         given = dataclasses.asdict(self)
         return {name: value for name, value in given.items() if value is not None}
 
@@ -60,17 +65,17 @@ def name_of_target(target: Target, resolved: Tensor | None) -> str:
 
 
 def as_labels(target: Tensor | None) -> Tensor | None:
-    """A formatted target as Captum takes it: `(N,)` where the output has one axis of classes."""
+    """A formatted target as Captum takes it: `(N,)` if the output has one axis of classes."""
     return target.squeeze(1) if target is not None and target.shape[1] == 1 else target
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A model of which all inputs but the image are fixed.
+class ImageModel:
+    """A model as a function of the images alone; its other inputs are fixed.
 
     Attributes:
-        forward_func (callable): Takes the image, then the others.
-        image (Tensor): `(N, C, *spatial)`.
+        forward_func (callable): The model; takes the images, then the other inputs.
+        image (Tensor): The images that are judged, `(N, C, *spatial)`.
         others (tuple): Further inputs and forward arguments.
     """
 
@@ -79,12 +84,22 @@ class Model:
     others: tuple[Any, ...]
 
     @classmethod
-    def of(cls, forward_func: Callable[..., Any], inputs: Any, additional: Any) -> Model:
-        """Checks and splits the arguments of a metric."""
+    def of(cls, forward_func: Callable[..., Any], inputs: Any, additional: Any) -> ImageModel:
+        """Checks and splits the arguments of a metric.
+
+        Args:
+            forward_func (callable): The model, or a function that returns its logits.
+            inputs (Tensor or tuple[Tensor, ...]): The images, then what else the model takes.
+            additional (Any): Further arguments, one or a tuple.
+
+        Raises:
+            TypeError: If `forward_func` cannot be called, or the images are not a tensor.
+            ValueError: If the images are not floating point, or have too few axes.
+        """
         if not callable(forward_func):
             raise TypeError(
-                "`forward_func` must be the model or a function; got "
-                f"{type(forward_func).__name__}."
+                f"`forward_func` must be the model or a function; got {forward_func!r}. Pass "
+                "what returns the logits when it is called with the images."
             )
         image, rest = split(inputs)
         if additional is None:
@@ -93,7 +108,16 @@ class Model:
         return cls(forward_func, image, rest + others)
 
     def __call__(self, image: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Runs the model; `rows` says which example each image belongs to, if not one for each."""
+        """Runs the model on other images.
+
+        Args:
+            image (Tensor): `(M, C, *spatial)`.
+            rows (Tensor, optional): int64 `(M,)`: the example whose other inputs go with each
+                image. Default: None (`M` is `N`, in the same order)
+
+        Returns:
+            *Tensor*: The output, `(M, ...)`, without a gradient.
+        """
         others = self.others
         if rows is not None:
             n = len(self.image)
@@ -112,18 +136,18 @@ class Model:
         if output.ndim == 0 or len(output) != len(image):
             raise ValueError(
                 f"`forward_func` must return one row for each of {len(image)} images; got shape "
-                f"{tuple(output.shape)}."
+                f"{tuple(output.shape)}. Keep the batch axis first."
             )
         return output.detach()
 
 
 def split(inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
-    """The images, detached, and what else the model takes."""
+    """The images, detached, and the other inputs of the model."""
     image, *rest = inputs if isinstance(inputs, tuple) and inputs else (inputs,)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"`inputs` must be a tensor, or a tuple whose first entry is the images; got "
-            f"{type(image).__name__}."
+            f"{type(image).__name__}. Convert arrays with `torch.as_tensor`."
         )
     if not image.is_floating_point() or image.ndim < 3:
         raise ValueError(
@@ -134,18 +158,20 @@ def split(inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
 
 
 def resolve_target(output: Tensor, target: Target) -> Tensor | None:
-    """The class of each image: as given, else the one that the model predicts.
+    """The class of each image: the given one, or the one that the model predicts.
 
     Args:
-        output (Tensor): Logits of the unmasked images, `(N, classes)`.
+        output (Tensor): Logits of the images without a mask, `(N, classes)`.
         target (int, tuple, list, Tensor or None): As in Captum; None takes the largest logit.
 
     Returns:
-        *Tensor* or *None*: int64 `(N, d)` as :func:`captum_clustered.targets.select` takes it; None
-        where the model gives one score per image.
+        *Tensor* or *None*: int64 `(N, d)`, for :func:`captum_clustered.targets.select`; None if the
+        model gives one score per image.
 
     Raises:
-        ValueError: If the target lies outside the output (on a CPU) or does not fit it.
+        TypeError: If the target has a wrong type.
+        ValueError: If the target does not fit the output. An index outside the output is noticed
+            only if the target is on the CPU.
 
     Example::
 

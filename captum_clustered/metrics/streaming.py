@@ -1,10 +1,11 @@
 """The metrics for streams of batches and for several processes, as `torchmetrics.Metric`.
 
-Each class is the stateful form of a function of :mod:`captum_clustered.metrics` and adds only sums.
-The model stays outside: `update` takes what :func:`~captum_clustered.metrics.confidences`,
-:func:`~captum_clustered.metrics.insertion` and the others return, so that a collection of metrics
-runs the model once. `compute` gives the mean over all images of all processes, in percent. Sums are
-float64; on a device without it (MPS) leave the metric on the CPU.
+Each class is the stateful form of a function of :mod:`captum_clustered.metrics`: it adds up its
+results and does not run the model. `update` takes what
+:func:`~captum_clustered.metrics.confidences`, :func:`~captum_clustered.metrics.insertion` and the
+others return, so a collection of metrics needs one run of the model. `compute` returns the mean
+over all images of all processes, in percent. The sums are float64; on a device without it (MPS)
+leave the metric on the CPU.
 
 Example::
 
@@ -22,6 +23,8 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,7 +33,7 @@ from torchmetrics import Metric
 
 from captum_clustered._checks import check_choice
 from captum_clustered.metrics.adcc import AdccParts, adcc_score
-from captum_clustered.metrics.confidence import Confidences, increase, wins
+from captum_clustered.metrics.confidence import Confidences, wins
 from captum_clustered.metrics.curves import Curve
 from captum_clustered.metrics.localization import energy_inside, iou, pointing_game
 from captum_clustered.metrics.maps import Interpolation, Status
@@ -54,10 +57,10 @@ __all__ = [
 
 
 class _Sums(Metric):
-    """One float64 vector of sums, of which `compute` makes a number.
+    """One float64 vector of sums, from which `compute` makes a number.
 
-    Its name holds the class and its settings: a `MetricCollection` takes two metrics for one if
-    their states have equal names and happen to be equal after the first batch.
+    The name of this state has the class and its settings in it: a `MetricCollection` merges two
+    metrics whose states have equal names and happen to be equal after the first batch.
     """
 
     full_state_update = False
@@ -78,13 +81,13 @@ class _Sums(Metric):
         return sums
 
     def _add(self, *columns: Tensor) -> None:
-        """Adds up columns `(N,)`, the number of images being the last sum."""
-        rows = torch.stack([column.detach().to(self._sums) for column in columns])
+        """Adds the sum of each column `(N,)`, and the number of images to the last sum."""
+        rows = torch.stack([column.detach().to(self._sums) for column in columns])  # (columns, N)
         count = rows.new_tensor([rows.shape[1]])
         setattr(self, self._key, self._sums + torch.cat([rows.sum(1), count]))
 
     def _note(self, conventions: Conventions) -> None:
-        """Numbers that were made in different ways have no mean; `reset` does not change that."""
+        """Refuses numbers of other conventions: their mean has no meaning, also after `reset`."""
         if self.conventions is None:
             self.conventions = conventions
         elif self.conventions != conventions:
@@ -99,12 +102,23 @@ class _Mean(_Sums):
         super().__init__(2, **kwargs)
 
     def compute(self) -> Tensor:
-        """Gives the mean over all images so far, percent; NaN if there was none."""
+        """Returns the mean over all images so far, in percent; NaN if there are none."""
         return self._sums[0] / self._sums[1]
 
 
-class AverageDrop(_Mean):
-    """Stateful form of :func:`~captum_clustered.metrics.average_drop` (AD, ADC).
+class _OfConfidences(_Mean):
+    """The mean of one metric of :class:`~captum_clustered.metrics.Confidences`."""
+
+    _metric: str  # the name of the attribute
+
+    def update(self, found: Confidences) -> None:
+        """Adds a batch, as :func:`~captum_clustered.metrics.confidences` returns it."""
+        self._note(found.conventions)
+        self._add(getattr(found, self._metric))
+
+
+class AverageDrop(_OfConfidences):
+    """Stateful form of :func:`~captum_clustered.metrics.average_drop` (ADC).
 
     Args:
         **kwargs (Any): For `torchmetrics.Metric`.
@@ -124,34 +138,21 @@ class AverageDrop(_Mean):
     """
 
     higher_is_better = False
-
-    def update(self, found: Confidences) -> None:
-        """Adds a batch, as :func:`~captum_clustered.metrics.confidences` returns it."""
-        self._note(found.conventions)
-        self._add(found.average_drop)
+    _metric = "average_drop"
 
 
-class IncreaseInConfidence(_Mean):
-    """Stateful form of :func:`~captum_clustered.metrics.increase_in_confidence` (PIC, AI).
+class IncreaseInConfidence(_OfConfidences):
+    """Stateful form of :func:`~captum_clustered.metrics.increase_in_confidence` (PIC).
 
     Args:
-        tolerance (float, optional): A rise up to this does not count. Default: 0.0
         **kwargs (Any): For `torchmetrics.Metric`.
     """
 
     higher_is_better = True
-
-    def __init__(self, tolerance: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(_settings=(tolerance,), **kwargs)
-        self.tolerance = tolerance
-
-    def update(self, found: Confidences) -> None:
-        """Adds a batch, as :func:`~captum_clustered.metrics.confidences` returns it."""
-        self._note(found.conventions)
-        self._add(increase(found.original, found.masked, tolerance=self.tolerance))
+    _metric = "increase_in_confidence"
 
 
-class AverageGain(_Mean):
+class AverageGain(_OfConfidences):
     """Stateful form of :func:`~captum_clustered.metrics.average_gain` (AG).
 
     Args:
@@ -159,48 +160,38 @@ class AverageGain(_Mean):
     """
 
     higher_is_better = True
-
-    def update(self, found: Confidences) -> None:
-        """Adds a batch, as :func:`~captum_clustered.metrics.confidences` returns it."""
-        self._note(found.conventions)
-        self._add(found.average_gain)
+    _metric = "average_gain"
 
 
-class DropOnComplement(_Mean):
+class DropOnComplement(_OfConfidences):
     """Stateful form of :func:`~captum_clustered.metrics.drop_on_complement` (ADD).
+
+    `update` needs the result of ``confidences(..., complement=True)``, which is the default.
 
     Args:
         **kwargs (Any): For `torchmetrics.Metric`.
     """
 
     higher_is_better = True
-    plot_lower_bound = None  # it falls below 0 where the map hides what speaks for the class
-
-    def update(self, found: Confidences) -> None:
-        """Adds a batch, as ``confidences(..., complement=True)`` returns it."""
-        self._note(found.conventions)
-        self._add(found.drop_on_complement)
+    plot_lower_bound = None  # negative where the model is surer of what the map hides
+    _metric = "drop_on_complement"
 
 
-class MeanArea(_Mean):
-    """Stateful form of :func:`~captum_clustered.metrics.mean_area`, the complexity of ADCC.
+class MeanArea(_OfConfidences):
+    """Stateful form of :func:`~captum_clustered.metrics.mean_area`, the complexity in ADCC.
 
     Args:
         **kwargs (Any): For `torchmetrics.Metric`.
     """
 
     higher_is_better = False
-
-    def update(self, found: Confidences) -> None:
-        """Adds a batch, as :func:`~captum_clustered.metrics.confidences` returns it."""
-        self._note(found.conventions)
-        self._add(found.area)
+    _metric = "area"
 
 
 class StatusCounts(_Sums):
-    """How many maps were in order, flat, not finite, without a positive value.
+    """How many maps have each :class:`~captum_clustered.metrics.Status`: OK, FLAT and so on.
 
-    `compute` gives int64 `(4,)`, one count for each :class:`~captum_clustered.metrics.Status`.
+    `compute` returns int64 `(4,)`, one count per status.
 
     Args:
         **kwargs (Any): For `torchmetrics.Metric`.
@@ -221,11 +212,11 @@ class StatusCounts(_Sums):
         super().__init__(len(Status) + 1, **kwargs)
 
     def update(self, found: Any) -> None:
-        """Adds a batch: any result that has a `status`."""
+        """Adds a batch: any result with a `status`."""
         self._add(*(found.status == status for status in Status))
 
     def compute(self) -> Tensor:
-        """Gives the counts in the order of :class:`~captum_clustered.metrics.Status`."""
+        """Returns the counts in the order of :class:`~captum_clustered.metrics.Status`."""
         return self._sums[:-1].long()
 
 
@@ -234,7 +225,6 @@ class WinRate(_Mean):
 
     Args:
         larger_wins (bool, optional): Whether the larger number wins. Default: False (as for drops)
-        ties (float, optional): What a tie counts, between 0 and 1. Default: 0.0
         **kwargs (Any): For `torchmetrics.Metric`.
 
     Example::
@@ -247,22 +237,21 @@ class WinRate(_Mean):
 
     higher_is_better = True
 
-    def __init__(self, larger_wins: bool = False, ties: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(_settings=(larger_wins, ties), **kwargs)
+    def __init__(self, larger_wins: bool = False, **kwargs: Any) -> None:
+        super().__init__(_settings=(larger_wins,), **kwargs)
         self.larger_wins = larger_wins
-        self.ties = ties
 
     def update(self, first: Tensor, second: Tensor) -> None:
         """Adds a batch: both methods' numbers `(N,)` on the same images."""
-        self._add(wins(first, second, higher_is_better=self.larger_wins, ties=self.ties))
+        self._add(wins(first, second, higher_is_better=self.larger_wins))
 
 
 class Adcc(_Sums):
     """Stateful form of :func:`~captum_clustered.metrics.adcc`.
 
     Args:
-        aggregate (str, optional): ``"per_image"``, the mean of each image's ADCC; or
-            ``"of_means"``, the ADCC of the parts' means. The two differ, and both are published.
+        aggregate (str, optional): ``"per_image"``, the mean of each image's ADCC, or
+            ``"of_means"``, the ADCC of the parts' means. Papers use both, with different results.
             Default: ``"per_image"``
         **kwargs (Any): For `torchmetrics.Metric`.
     """
@@ -282,7 +271,7 @@ class Adcc(_Sums):
         self._add(found.coherency, found.complexity, found.average_drop, found.per_image)
 
     def compute(self) -> Tensor:
-        """Gives the aggregate over all images so far, percent."""
+        """Returns the aggregate over all images so far, in percent."""
         means = self._sums[:-1] / self._sums[-1]
         coherency, complexity, average_drop, per_image = means.unbind()
         if self.aggregate == "of_means":
@@ -291,6 +280,8 @@ class Adcc(_Sums):
 
 
 class _Area(_Mean):
+    """The mean area under the curves of one kind."""
+
     _kind: str
 
     def update(self, curve: Curve) -> None:
@@ -298,7 +289,7 @@ class _Area(_Mean):
         if curve.kind != self._kind:
             raise ValueError(
                 f"`curve` must be of kind {self._kind!r}; got {curve.kind!r}. Use the metric "
-                "of that name."
+                "with the name of the curve."
             )
         self._note(curve.conventions)
         self._add(curve.area)
@@ -327,10 +318,17 @@ class Deletion(_Area):
 
 
 class _Localization(_Mean):
+    """The mean of a metric of maps and masks over the images that have an object."""
+
     higher_is_better = True
 
-    def _add_known(self, values: Tensor) -> None:
-        """Images without an object have no answer and are not counted."""
+    def __init__(self, measure: Callable[..., Tensor], settings: dict[str, Any], **kwargs: Any):
+        super().__init__(_settings=tuple(settings.values()), **kwargs)
+        self._measure = partial(measure, **settings)
+
+    def update(self, heatmaps: Any, masks: Tensor) -> None:
+        """Adds a batch of heat maps and masks."""
+        values = self._measure(heatmaps, masks)  # (N,)
         known = ~values.isnan()
         total = torch.where(known, values, 0)
         sums = torch.stack([total.sum(dtype=self._sums.dtype), known.sum()])
@@ -343,7 +341,7 @@ class PointingGame(_Localization):
     Images whose mask is empty are not counted.
 
     Args:
-        tolerance (float, optional): In pixels of the mask. Default: 15
+        tolerance (float, optional): Distance in pixels of the mask. Default: 15
         interpolation (str or None, optional): How a map is resized. Default: ``"bilinear"``
         **kwargs (Any): For `torchmetrics.Metric`.
 
@@ -358,17 +356,8 @@ class PointingGame(_Localization):
     def __init__(
         self, tolerance: float = 15, interpolation: Interpolation = "bilinear", **kwargs: Any
     ) -> None:
-        super().__init__(_settings=(tolerance, interpolation), **kwargs)
-        self.tolerance = tolerance
-        self.interpolation: Interpolation = interpolation
-
-    def update(self, heatmaps: Any, masks: Tensor) -> None:
-        """Adds a batch of heat maps and masks."""
-        self._add_known(
-            pointing_game(
-                heatmaps, masks, tolerance=self.tolerance, interpolation=self.interpolation
-            )
-        )
+        settings = {"tolerance": tolerance, "interpolation": interpolation}
+        super().__init__(pointing_game, settings, **kwargs)
 
 
 class EnergyInside(_Localization):
@@ -382,12 +371,7 @@ class EnergyInside(_Localization):
     """
 
     def __init__(self, interpolation: Interpolation = "bilinear", **kwargs: Any) -> None:
-        super().__init__(_settings=(interpolation,), **kwargs)
-        self.interpolation: Interpolation = interpolation
-
-    def update(self, heatmaps: Any, masks: Tensor) -> None:
-        """Adds a batch of heat maps and masks."""
-        self._add_known(energy_inside(heatmaps, masks, interpolation=self.interpolation))
+        super().__init__(energy_inside, {"interpolation": interpolation}, **kwargs)
 
 
 class Iou(_Localization):
@@ -404,12 +388,5 @@ class Iou(_Localization):
     def __init__(
         self, threshold: float = 0.5, interpolation: Interpolation = "bilinear", **kwargs: Any
     ) -> None:
-        super().__init__(_settings=(threshold, interpolation), **kwargs)
-        self.threshold = threshold
-        self.interpolation: Interpolation = interpolation
-
-    def update(self, heatmaps: Any, masks: Tensor) -> None:
-        """Adds a batch of heat maps and masks."""
-        self._add_known(
-            iou(heatmaps, masks, threshold=self.threshold, interpolation=self.interpolation)
-        )
+        settings = {"threshold": threshold, "interpolation": interpolation}
+        super().__init__(iou, settings, **kwargs)

@@ -15,19 +15,13 @@ from PIL import Image
 from torchvision import transforms
 
 from captum_clustered.clustering import EveryMap
-from captum_clustered.evaluation import figures, judging, records, report, running
+from captum_clustered.evaluation import figures, images, judging, records, report, running
 from captum_clustered.evaluation.images import Item, find_images, labels_of, load_mask
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.plan import Settings, listed, numbers
 from captum_clustered.evaluation.processes import World, joined
-from captum_clustered.evaluation.variants import (
-    Outside,
-    Variant,
-    as_methods,
-    key_of,
-    title_of,
-    variants,
-)
+from captum_clustered.evaluation.rows import Variant, key_of, title_of
+from captum_clustered.evaluation.variants import Outside, as_methods, variants
 from captum_clustered.fills import Black
 from captum_clustered.methods import METHODS
 from captum_clustered.metrics import confidences, deletion, insertion
@@ -488,7 +482,7 @@ def task(name, values, label=None, target=None):
     def load():
         if values is None:
             raise OSError("torn file")
-        return running.Loaded(torch.tensor(values).reshape(1, 1, -1))
+        return images.Loaded(torch.tensor(values).reshape(1, 1, -1))
 
     return running.Task(name, None, label, load, target)
 

@@ -151,7 +151,7 @@ def test_wrong_numbers():
         pointing_game(heat, mask, tolerance=-1)
     for threshold in (0, 1.5, "half"):
         with pytest.raises(
-            ValueError, match=rf"`threshold` must lie in \(0, 1\]; got {threshold!r}"
+            ValueError, match=f"`threshold` must be a number > 0 and <= 1; got {threshold!r}"
         ):
             iou(heat, mask, threshold=threshold)
 

@@ -120,17 +120,13 @@ def test_settings_reach_the_functions():
     ]:
         metric.update(heat, mask)
         assert metric.compute() == value
-    found = streaming.WinRate(larger_wins=True, ties=0.5)
-    found.update(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.0, 3.0, 2.0]))
-    assert found.compute() == 50
-    scores = functional.Confidences(
-        torch.tensor([0.5]), torch.tensor([0.6]), None, None, torch.zeros(1), torch.zeros(1),
-        functional.Conventions("softmax", "given", "0", "minmax", "bilinear"),
-    )  # fmt: skip
-    for tolerance, value in [(0.0, 100), (0.2, 0)]:
-        metric = streaming.IncreaseInConfidence(tolerance)
-        metric.update(scores)
-        assert metric.compute() == value
+    found = streaming.WinRate(larger_wins=True)
+    found.update(torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([0.0, 3.0, 4.0, 2.0]))
+    assert found.compute() == 25
+    maps = torch.tensor([[[0.0, 1.0]]])
+    metric = streaming.EnergyInside(interpolation=None)
+    with pytest.raises(ValueError, match="must have the size"):
+        metric.update(maps, torch.ones(1, 2, 4))
 
 
 def test_a_collection_keeps_metrics_apart_that_begin_alike():
@@ -146,13 +142,27 @@ def test_a_collection_keeps_metrics_apart_that_begin_alike():
             "drop": streaming.AverageDrop(),
             "gain": streaming.AverageGain(),
             "rise": streaming.IncreaseInConfidence(),
-            "clear rise": streaming.IncreaseInConfidence(0.3),
         }
     )
     collection.update(scored(0.5, 0.5))  # all are 0
     collection.update(scored(0.5, 0.75))
     found = {name: value.item() for name, value in collection.compute().items()}
-    assert found == {"drop": 0, "gain": 25, "rise": 50, "clear rise": 0}
+    assert found == {"drop": 0, "gain": 25, "rise": 50}
+
+
+def test_a_collection_keeps_settings_apart():
+    collection = MetricCollection(
+        {"near": streaming.PointingGame(1), "far": streaming.PointingGame(3)}
+    )
+    mask = torch.zeros(1, 9, 9)
+    mask[0, 0, 0] = 1
+    for place in (0, 2):  # the first hit is one for both
+        heat = torch.zeros(1, 9, 9)
+        heat[0, 0, place] = 1
+        collection.update(heat, mask)
+    assert {name: value.item() for name, value in collection.compute().items()} == {
+        "near": 50, "far": 100,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", streaming.__all__)

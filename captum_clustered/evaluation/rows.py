@@ -1,0 +1,83 @@
+"""What names a row of the results: the image, and the method in one of its variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["OWN", "Key", "Row", "Variant", "key_of", "title_of"]
+
+OWN = "own"
+"""Each method keeps its own default."""
+
+Row = dict[str, Any]
+"""What is known of one image and one variant."""
+
+Key = tuple[str, str, int | None, str | None]
+"""What tells a row from all others: image, method, number of groups, weighting."""
+
+_TITLES = {
+    "clustered-cam": "Clustered-CAM",
+    "clustered-group-cam": "Clustered Group-CAM",
+    "clustered-opti-cam": "Clustered Opti-CAM",
+    "clustered-score-cam": "Clustered Score-CAM",
+    "random-score-cam": "Random-group Score-CAM",
+    "adaptive-ablation-cam": "Adaptive Ablation-CAM",
+    "ablation-cam": "Ablation-CAM",
+    "ablation-cam-norm": "Ablation-CAM, norm",
+    "egrad-cam": "EGrad-CAM",
+    "group-cam": "Group-CAM",
+    "score-cam": "Score-CAM",
+    "grad-cam": "Grad-CAM",
+    "fake-cam": "Fake-CAM",
+    "random-map": "Random map",
+    "centre-gaussian": "Centre gaussian",
+    "sum-of-maps": "Sum of maps",
+    "random-groups": "Random groups",
+    "contiguous-groups": "Contiguous groups",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: a method with its number of groups and its weighting.
+
+    Attributes:
+        method (str): Its name.
+        clusters (int or None): The number of groups, if the method takes one.
+        weighting (str or None): How drops become weights, if the method takes that.
+        control (bool): Whether the method is a control.
+
+    Example::
+
+        >>> print(Variant("clustered-cam", 16, "drop"))
+        clustered-cam K=16 drop
+    """
+
+    method: str
+    clusters: int | None = None
+    weighting: str | None = None
+    control: bool = False
+
+    def __str__(self) -> str:
+        groups = None if self.clusters is None else f"K={self.clusters}"
+        return " ".join(part for part in (self.method, groups, self.weighting) if part)
+
+
+def key_of(image: str, variant: Variant) -> Key:
+    """What tells a row from all others."""
+    return image, variant.method, variant.clusters, variant.weighting
+
+
+def title_of(variant: Variant) -> str:
+    """A variant in a few words; a method from outside the registry keeps its name.
+
+    Example::
+
+        >>> title_of(Variant("random-groups", 16, "drop_per_map", True))
+        'Random groups, K=16, drop per map'
+    """
+    name = _TITLES.get(variant.method, variant.method)
+    groups = None if variant.clusters is None else f"K={variant.clusters}"
+    weighting = None if variant.weighting is None else variant.weighting.replace("_", " ")
+    return ", ".join(part for part in (name, groups, weighting) if part)
