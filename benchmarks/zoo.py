@@ -296,9 +296,8 @@ def _compare(model: nn.Module, x: Tensor, found: TargetLayer) -> Row:
             model,
             found.layer,
             n_clusters=_GROUPS,
-            channel_dim=found.channel_dim,
-            reshape_transform=found.reshape_transform,
             replay=replay,
+            **found.settings,
         )
         result: Any = cam.explain(x, target=[1, 2], attribute_to_layer_input=found.at_input)
         drops[replay] = result.drops

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a file to write to: at the end it becomes `path`, after an error it is removed."""
+    """Gives a file to write to: at the end it becomes `path`, after an error it is removed.
+
+    Raises:
+        ValueError: If there is something other than a file, such as a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"`path` must be a file; got {path}, which is none. Name another.")
     part = path.with_name(f".{path.name}.part")
     try:
         yield part

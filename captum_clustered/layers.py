@@ -42,6 +42,11 @@ class TargetLayer:
     reshape_transform: Callable[[Tensor], Tensor] | None = None
     at_input: bool = False
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How an explainer has to read the layer, as its keyword arguments."""
+        return {"channel_dim": self.channel_dim, "reshape_transform": self.reshape_transform}
+
 
 def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = None) -> TargetLayer:
     """Finds a layer by its name, and how to read its output.

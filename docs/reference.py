@@ -22,9 +22,10 @@ CHAPTERS = {
         "layers",
         "fills",
         "targets",
+        "explainers.results",
     ],
     "Judging heat maps": ["metrics", "metrics.streaming", "statistics", "evaluation"],
-    "Around them": ["visualization", "models", "testing", "app.cli"],
+    "Around them": ["visualization", "stability", "models", "testing", "app.cli"],
 }
 REST = "Engine and inner modules"
 

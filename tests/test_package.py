@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import re
 import subprocess
 import sys
 import types
@@ -205,6 +206,74 @@ def test_a_cycle_is_found(tmp_path):
     (tmp_path / "fills.py").write_text(f"import {NAME}.targets")
     with pytest.raises(AssertionError, match="cycle: fills -> targets -> fills"):
         _depth(tmp_path)
+
+
+# Names that users know
+
+ROOT = Path(__file__).parents[1]
+# Every version has these, whatever happens inside.
+PUBLIC = [
+    "clustering",
+    "adaptive",
+    "weighting",
+    "shapley",
+    "heatmap",
+    "fills",
+    "targets",
+    "layers",
+    "methods",
+    "statistics",
+    "stability",
+    "testing",
+    "visualization",
+    "metrics",
+    "metrics.streaming",
+    "models",
+    "evaluation",
+]
+
+
+def _named_in_documents():
+    """Dotted names of this package in the README and the documents, with what is imported."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        if "api" in path.parts or path.name in {"changelog.md", "architecture.md"}:
+            continue
+        text = path.read_text(encoding="utf-8")
+        yield from re.findall(rf"\b{NAME}(?:\.[A-Za-z_]\w*)+", text)
+        for module, names in re.findall(rf"from ({NAME}[\w.]*) import (\([^)]*\)|[^\n(]+)", text):
+            for name in re.findall(r"[A-Za-z_]\w*(?: as \w+)?", names.strip("()")):
+                yield f"{module}.{name.partition(' as ')[0]}"
+
+
+def _resolve(dotted):
+    """Imports a dotted name: a module, or what is in one."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return functools.reduce(getattr, parts[end:], found)
+    raise ModuleNotFoundError(dotted)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_modules_stay(module):
+    loaded = importlib.import_module(f"{NAME}.{module}")
+    assert all(hasattr(loaded, name) for name in loaded.__all__)
+
+
+def test_what_the_documents_name_can_be_imported():
+    names = set(_named_in_documents())
+    assert f"{NAME}.ClusteredLayerAblation" in names
+    assert len(names) > 50, "else nothing is looked at"
+    missing = []
+    for name in sorted(names):
+        try:
+            _resolve(name)
+        except (AttributeError, ModuleNotFoundError):
+            missing.append(name)
+    assert missing == []
 
 
 # Private parts of other libraries

@@ -175,13 +175,7 @@ class Prepared:
             *Any*: What the factory made. Call its `attribute` with
             ``attribute_to_layer_input=prepared.layer.at_input``.
         """
-        return factory(
-            self.model,
-            self.layer.layer,
-            channel_dim=self.layer.channel_dim,
-            reshape_transform=self.layer.reshape_transform,
-            **settings,
-        )
+        return factory(self.model, self.layer.layer, **self.layer.settings, **settings)
 
     def fill(self, name: str, argument: str = "fill") -> Fill:
         """Turns the name of a fill into the fill for this model's input.
