@@ -1,8 +1,8 @@
-"""The methods by name, with the controls that always stand beside them.
+"""All methods by name, and the controls that they are compared with.
 
-Every method makes an object with ``attribute(inputs, target, *, additional_forward_args,
-attribute_to_layer_input)``, which gives a heat map `(N, 1, *spatial)` in the layer's resolution,
-nowhere negative: the controls too, so that nothing has to tell them apart.
+:func:`make` returns an explainer with ``attribute(inputs, target, *, additional_forward_args,
+attribute_to_layer_input)``. Its heat map `(N, 1, *spatial)` has the resolution of the layer and no
+negative values. That holds for the controls too, so that callers can treat all alike.
 
 Example::
 
@@ -57,14 +57,14 @@ class Method:
     """A method, or a control.
 
     Attributes:
-        name (str): What :func:`make` knows it by.
+        name (str): The name that :func:`make` takes.
         description (str): One line for a table or a help page.
         factory (callable): ``factory(forward_func, layer, **settings)`` makes the explainer.
-        fixed (tuple[str, ...]): Settings of the factory that the name stands for.
-        needs_gradient (bool): Whether the model must be differentiable behind the layer.
-        control (bool): Whether it explains nothing and stands beside the methods for comparison.
-        published (Mapping[str, Any]): The settings of its paper where ours differ, for
-            ``make(name, model, layer, **published)``.
+        fixed (tuple[str, ...]): Settings of the factory that this method does not let you set.
+        needs_gradient (bool): Whether the model must be differentiable after the layer.
+        control (bool): Whether it explains nothing, and is there to compare the methods with.
+        published (Mapping[str, Any]): The settings of the paper where our defaults differ. Use
+            them as ``make(name, model, layer, **published)``.
     """
 
     name: str
@@ -77,40 +77,39 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What can be set, with the defaults; `channel_dim` and `reshape_transform` always can."""
+        """The settings with their defaults; always with `channel_dim` and `reshape_transform`."""
         parameters = inspect.signature(self.factory).parameters.values()
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         return {name: own[name] for name in own if name not in self.fixed} | _LAYOUT
 
     @property
     def clusters(self) -> bool:
-        """Whether the number of groups matters."""
+        """Whether the method takes a number of groups."""
         return "n_clusters" in self.settings
 
     @property
     def weighting(self) -> bool:
-        """Whether it matters how a drop becomes a weight."""
+        """Whether the method takes a weighting, which turns drops into weights."""
         return "weighting" in self.settings
 
 
 def make(
     name: str, forward_func: Callable[..., Any], layer: nn.Module, **settings: Any
 ) -> LayerAttribution:
-    """Makes the explainer of a method.
+    """Creates the explainer of a method.
 
     Args:
         name (str): A key of :data:`METHODS`.
         forward_func (callable): The model, or a function that runs it.
-        layer (nn.Module): The layer whose maps explain.
-        **settings (Any): Of :attr:`Method.settings`: always `channel_dim` and `reshape_transform`;
-            `n_clusters`, `clusterer`, `weighting`, `seed` and others where the method has a use
-            for them.
+        layer (nn.Module): The layer whose maps are used.
+        **settings (Any): Settings from :attr:`Method.settings`. All methods take `channel_dim` and
+            `reshape_transform`; some take `n_clusters`, `clusterer`, `weighting`, `seed` or others.
 
     Returns:
         *LayerAttribution*: The explainer.
 
     Raises:
-        ValueError: If there is no such method, or it has no such setting.
+        ValueError: If the method is unknown, or does not have one of the settings.
 
     Example::
 
@@ -201,7 +200,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "grad-cam",
-                "Maps weighted by their mean gradients (Selvaraju et al. 2017), by Captum",
+                "Maps weighted by their mean gradients (Selvaraju et al. 2017), computed by Captum",
                 GradCam,
                 needs_gradient=True,
             ),
@@ -213,7 +212,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "group-cam",
-                "Neighbouring gradient-weighted maps mask the image (Zhang et al. 2021)",
+                "Groups of neighbouring gradient-weighted maps mask the image (Zhang et al. 2021)",
                 LayerGroupCam,
                 fixed=("clusterer",),
                 needs_gradient=True,
@@ -226,23 +225,23 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "score-cam",
-                "Each map masks the image, softmax of the logits (Wang et al. 2020)",
+                "Each map masks the image, weights by a softmax of the logits (Wang et al. 2020)",
                 LayerScoreCam,
                 fixed=("clusterer", "n_clusters"),
             ),
             Method(
                 "clustered-score-cam",
-                "Groups of similar maps mask the image, softmax of the log-odds",
+                "Groups of similar maps mask the image, weights by a softmax of the log-odds",
                 ClusteredLayerScore,
             ),
             Method(
                 "random-score-cam",
-                "The same with random groups of the same sizes, to compare with",
+                "Clustered Score-CAM with random groups of the same sizes, to compare with",
                 _random_score_cam,
             ),
             Method(
                 "clustered-opti-cam",
-                "Weights of groups, optimised for the masked image's log-odds in ten steps",
+                "Weights of groups, optimised in ten steps for the log-odds of the masked image",
                 ClusteredLayerOptimization,
                 needs_gradient=True,
             ),
@@ -259,19 +258,19 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "random-map",
-                "Uniform noise, another for each image",
+                "Uniform noise, different for each image",
                 random_map,
                 control=True,
             ),
             Method(
                 "centre-gaussian",
-                "A Gaussian in the middle, its deviation a quarter of each side",
+                "A centred Gaussian whose standard deviation is a quarter of each side",
                 centre_gaussian,
                 control=True,
             ),
             Method(
                 "sum-of-maps",
-                "All maps alike, which knows no class",
+                "The sum of all maps, the same for every class",
                 sum_of_maps,
                 control=True,
             ),

@@ -13,7 +13,11 @@ from torch import nn
 
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.evaluation import Settings, evaluate
+from captum_clustered.evaluation.pages import write
+from captum_clustered.evaluation.report import Column, Difference, Report
+from captum_clustered.evaluation.rows import Variant
 from captum_clustered.page.image import ClassScore, image_page, packed
+from captum_clustered.statistics import Interval
 
 PICTURE = np.linspace(0, 1, 6 * 8 * 3).reshape(6, 8, 3)
 
@@ -155,6 +159,17 @@ def test_the_pages_have_the_numbers_of_the_rows(evaluated):
     for row in rows:
         if row["image"] == "a b.png":
             assert f'data-value="{row["adc"]}"' in page
+
+
+def test_only_a_difference_whose_interval_excludes_zero_is_bold(tmp_path):
+    ours, others = Variant("ablation-cam"), Variant("fake-cam", control=True)
+    rest = (0.95, 9, 9, "percentile")
+    intervals = {"adc": Interval(1.0, -1.0, 3.0, *rest), "pic": Interval(2.0, 1.0, 3.0, *rest)}
+    columns = [Column("adc", "ADC ↓"), Column("pic", "PIC ↑")]
+    tables = Report(columns, [], [Difference(ours, others, intervals)], [])
+    page = write(tmp_path, tables, {}, []).read_text(encoding="utf-8")
+    assert 'class="number" data-value="1.0"' in page
+    assert 'class="number clear" data-value="2.0"' in page
 
 
 # In a browser

@@ -12,7 +12,7 @@ everything kept.
 
 On the CPU, several images pass through the prefix channels-last, which saves a tenth to a third of
 the time, because convolutions read and write that form anyway. At the layer the values are laid out
-as usual again. What lies behind the layer, and the caller, see no difference.
+as usual again. The part after the layer, and the caller, see no difference.
 
 Private parts of PyTorch: `Tensor._is_view`, which tells views from tensors that own their memory,
 and the base classes of its norm and dropout layers, `_NormBase` and `_DropoutNd`.
@@ -189,7 +189,8 @@ def _check_layer(activations: list[list[Tensor]], n: int) -> None:
     if not activations:
         raise ValueError(
             "`layer` must run when `forward_func` is called; it did not. Pass a module of the "
-            "model that `forward_func` runs, and not one inside a TorchScript module."
+            "model that `forward_func` runs, not of a copy of it, and not one inside a TorchScript "
+            "module."
         )
     if len(activations) > 1:
         raise ValueError(
@@ -234,7 +235,7 @@ def _is_stochastic(module: nn.Module) -> bool:
 class _Recorder:
     """Learns from module hooks which calls had finished when the layer's call began.
 
-    Behind the layer it tells the :class:`captum_clustered.engine.sites.Follower` of the calls.
+    After the layer it tells the :class:`captum_clustered.engine.sites.Follower` of the calls.
     """
 
     def __init__(self, io: LayerIO, seen: ModuleStates, whole: bool) -> None:

@@ -1,8 +1,8 @@
-"""The scores without each group, by running again only what lies behind the layer.
+"""The scores without each group, by running again only the part after the layer.
 
 The *suffix* path maps over the groups with `torch.vmap`. Only operations that depend on the ablated
 activations get the extra axis; the frozen prefix is handed out instead of being computed. Maps are
-switched off as far behind the layer as that has the same effect, see
+switched off as far after the layer as that has the same effect, see
 :class:`captum_clustered.engine.sites.Site`. Where `vmap` cannot go, the *full* path repeats the
 inputs as Captum does. Both paths give the same numbers.
 
@@ -115,7 +115,7 @@ def replay(first: FirstPass, ablation: Ablation, how: Replaying = Replaying()) -
 # --- the suffix path ------------------------------------------------------------------------------
 
 
-_DISAGREES = "running only what lies behind the layer did not reproduce the score"
+_DISAGREES = "running only the part after the layer did not reproduce the score"
 
 
 def _suffix(first: FirstPass, ablation: Ablation, how: Replaying) -> Replay | str:

@@ -1,4 +1,4 @@
-"""Sites: places behind the layer where to switch a map off has the same effect as in the layer.
+"""Sites: places after the layer where to switch a map off has the same effect as in the layer.
 
 Pooling, activations and batch norm make each map of that map alone. So a map may as well be
 switched off behind them, and behind a pooling layer a copy is a fraction of the size. Behind a
@@ -43,7 +43,7 @@ _UNTOUCHED = (nn.Flatten, nn.Dropout, nn.Identity)
 
 @dataclass(frozen=True)
 class Site:
-    """A place behind the layer where to switch a map off has the same effect as in the layer.
+    """A place after the layer where to switch a map off has the same effect as in the layer.
 
     Attributes:
         module (nn.Module): After its call maps are switched off.
@@ -87,7 +87,7 @@ class Follower:
         self.last = call if known else None
 
     def begin(self, module: nn.Module, args: Any) -> None:
-        """A call begins behind the layer: does it leave each map to itself?"""
+        """A call begins after the layer: does it leave each map to itself?"""
         if self.last is None or _has_children(module):
             return  # the calls inside will tell
         value = self.last.output
@@ -108,7 +108,7 @@ class Follower:
         )
 
     def end(self, call: Call, finished: Callable[[], list[Call]]) -> None:
-        """A call that began behind the layer has finished.
+        """A call that began after the layer has finished.
 
         Args:
             call (Call): The call.

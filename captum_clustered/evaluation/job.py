@@ -371,6 +371,9 @@ def _conventions(
     return found
 
 
+_FILLED = {"black": "become black", "mean": "take the mean colour", "blur": "are blurred"}
+
+
 def _notes(config: dict[str, Any], items: Sequence[Item], prepared: Prepared) -> list[str]:
     compared, loaded = config["compared"], prepared.loaded
     cases = len({item.case for item in items if item.case is not None})
@@ -378,18 +381,21 @@ def _notes(config: dict[str, Any], items: Sequence[Item], prepared: Prepared) ->
     rates = "a bootstrap as well" if cases else "Wilson's score interval"
     target = compared["target"]
     judged = f"class {target}" if target.isdecimal() else f"the {target} class"
+    filled = _FILLED[config["settings"]["fill"]]
+    threads = config["machine"]["threads"]
     notes = [
         f"{len(items)} images; model {loaded.name} ({loaded.weights}), layer {compared['layer']}.",
-        f"Judged by the {compared['score']} score of {judged}; hidden pixels become "
-        f"{compared['fill']}; maps are enlarged linearly and scaled from minimum to maximum.",
-        f"Intervals are 95 %: of a mean a percentile bootstrap over {drawn}; of a rate {rates}.",
+        f"Judged by the {compared['score']} score of {judged}; hidden pixels {filled}; "
+        "maps are enlarged linearly and scaled from minimum to maximum.",
+        f"The 95 % interval of a mean is a percentile bootstrap over {drawn}, that of a rate "
+        f"{rates}.",
         "Area is the mean of the map. A larger area alone lowers ADC, so compare maps of similar "
         "area.",
-        "Flat, not finite and negative count maps; these maps are part of all means. Failed images "
-        "are not.",
+        "The columns flat, not finite and negative count maps, which are part of all means. Failed "
+        "images are not.",
         f"Time is the median for one map, without reading and judging, on {compared['device']}, "
-        f"{config['machine']['threads']} threads, batches of {compared['batch_size']}; first calls "
-        "are left out.",
+        f"{threads} {'thread' if threads == 1 else 'threads'}, batches of "
+        f"{compared['batch_size']}. First calls are left out.",
     ]
     if prepared.has_random_weights:
         notes.insert(0, "The weights are random, so the numbers mean nothing.")

@@ -163,5 +163,6 @@ def _cell(interval: Interval) -> dict[str, Any]:
     return {
         "estimate": interval.estimate if known else None,
         "ends": f"[{interval.low:.2f}, {interval.high:.2f}]" if has_ends else "",
-        "clear": interval.low > 0 or interval.high < 0,
+        # a name that no method of dict has, since Jinja looks for attributes before keys
+        "excludes_zero": interval.low > 0 or interval.high < 0,
     }

@@ -291,8 +291,8 @@ def summary_md(report: Report) -> str:
         parts += [
             "# Paired differences",
             _markdown(table),
-            "Mean of the first less the second on the same images. Bold: the interval excludes 0. "
-            "Each interval stands for itself; nothing is corrected for their number.",
+            "Mean of the first minus the second on the same images. Bold: the interval excludes 0. "
+            "The intervals are not corrected for multiple comparisons.",
         ]
     notes = "\n".join(f"- {note}" for note in report.notes)
     return "\n\n".join([*parts, "# Notes", notes]) + "\n"

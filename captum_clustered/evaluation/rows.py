@@ -31,7 +31,7 @@ _TITLES = {
     "grad-cam": "Grad-CAM",
     "fake-cam": "Fake-CAM",
     "random-map": "Random map",
-    "centre-gaussian": "Centre gaussian",
+    "centre-gaussian": "Centre Gaussian",
     "sum-of-maps": "Sum of maps",
     "random-groups": "Random groups",
     "contiguous-groups": "Contiguous groups",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from captum_clustered._files import first_line
 from captum_clustered.clustering import as_clusterer
 from captum_clustered.evaluation.rows import OWN, Variant
+from captum_clustered.layers import did_you_mean
 from captum_clustered.weighting import as_weighting
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def variants(
     if unknown:
         raise ValueError(
             f"`methods` must be among {', '.join(methods)}, or module:callable; got "
-            f"{', '.join(unknown)}."
+            f"{', '.join(unknown)}.{did_you_mean(unknown[0], methods)}"
         )
     if choices.clusterer != OWN:
         as_clusterer(choices.clusterer, 1)

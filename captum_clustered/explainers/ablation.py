@@ -42,7 +42,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
 
     (Eskandari, Du, AlZoubi, "Clustered-CAM: Visual Explanations for Deep Convolutional Networks for
     Thyroid Nodule Ultrasound Image Classification", MIDL 2022, equation 1, made safe for negative
-    scores). The model runs once; for the groups, only what lies behind the layer runs again.
+    scores). The model runs once; for the groups, only the part after the layer runs again.
 
     With ``clusterer="every-map"`` this is Ablation-CAM (Desai and Ramaswamy, WACV 2020). The result
     has the form of Captum's `LayerGradCam`, which it can replace; no gradient is needed.
@@ -331,7 +331,7 @@ class LayerAblationCam(ClusteredLayerAblation):
     ours, since a negative score would turn the map inside out).
 
     It is :class:`ClusteredLayerAblation` with each map as its own group: exact, maps are set to
-    zero and to nothing else, and only what lies behind the layer runs once for each map.
+    zero and to nothing else, and only the part after the layer runs once for each map.
 
     Args:
         forward_func (callable): The model, or a function that runs it, as in Captum.

@@ -1,4 +1,4 @@
-"""Controls: heat maps that explain nothing, to stand beside the methods."""
+"""Controls: heat maps that explain nothing, to compare the methods with."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 
 
 class Drawn(LayerExplainer):
-    """A heat map that is drawn without asking the model what it thinks of the class.
+    """A heat map that does not depend on the model's scores.
 
-    The model runs once, for the shape of the layer's maps.
+    The model runs once, to get the maps of the layer.
 
     Args:
         forward_func (callable): The model, or a function that runs it.
@@ -72,7 +72,7 @@ class Drawn(LayerExplainer):
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
-            target (int, tuple, Tensor or list, optional): Checked, but of no effect. Default: None
+            target (int, tuple, Tensor or list, optional): Checked, but not used. Default: None
             additional_forward_args (Any, optional): Further arguments of the model. Default: None
             attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
 
@@ -108,12 +108,12 @@ def fake_cam(forward_func: Callable[..., Any], layer: nn.Module, **layout: Any) 
 def random_map(
     forward_func: Callable[..., Any], layer: nn.Module, *, seed: int = 0, **layout: Any
 ) -> Drawn:
-    """Uniform noise, another for each image."""
+    """Uniform noise, different for each image."""
 
     def draw(maps: Tensor, inputs: Tensor) -> Tensor:
         rows = []
         for example in inputs.cpu():
-            # from what is seen: no neighbour, order or process changes an example's map
+            # the seed comes from the pixels: the batch, its order and the process do not matter
             seen = example.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             digest = hashlib.blake2b(f"{seed}:".encode() + seen, digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
@@ -126,7 +126,7 @@ def random_map(
 def centre_gaussian(
     forward_func: Callable[..., Any], layer: nn.Module, *, sigma: float = 0.25, **layout: Any
 ) -> Drawn:
-    """A Gaussian in the middle; `sigma` is its deviation as a share of each side."""
+    """A centred Gaussian; `sigma` is its standard deviation as a share of each side."""
 
     def draw(maps: Tensor, _: Tensor) -> Tensor:
         heat = maps.new_ones(1, 1)
@@ -139,5 +139,5 @@ def centre_gaussian(
 
 
 def sum_of_maps(forward_func: Callable[..., Any], layer: nn.Module, **layout: Any) -> Drawn:
-    """The sum of all maps, which knows no class."""
+    """The sum of all maps, the same for every class."""
     return Drawn(forward_func, layer, _total, **layout)

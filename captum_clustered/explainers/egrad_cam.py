@@ -19,7 +19,7 @@ from captum_clustered.weighting import gradient_weights
 
 __all__ = ["LayerEGradCam", "entropy"]
 
-_BYTES = 64 * 2**20  # of histograms at a time; more examples are counted one lot after the other
+_BYTES = 64 * 2**20  # of histograms at a time; a larger batch is counted in several parts
 
 
 class LayerEGradCam(LayerExplainer, GradientAttribution):
@@ -30,21 +30,21 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
 
     .. math:: M = \mathrm{ReLU}\Big(\sum_{k:\, H_k > \tau} \alpha_k A_k\Big)
 
-    (Eskandari, AlZoubi, Du, "Breast and thyroid ultrasound: EGrad-CAM", MIUA 2021, which freezes
-    feature maps "with no or minimal information" by their information entropy). Only its abstract
-    is open. Where it is silent, this is our reading:
+    (Eskandari, AlZoubi, Du, "Breast and thyroid ultrasound: EGrad-CAM", MIUA 2021). The paper uses
+    the information entropy to leave out feature maps "with no or minimal information". Only its
+    abstract is open access. Where it gives no details, this is our interpretation:
 
     - The grey levels are those of the map alone, from its minimum to its maximum in `bins` steps of
       equal size; :math:`H_k = -\sum_b p_b \log_2 p_b` lies between 0 and `log2(bins)` bits.
-    - The threshold is 0, so that only maps of a single value are frozen out. Dead maps are such,
-      and without them Grad-CAM stays what it is: its row in the table of the Clustered-CAM paper
-      equals that of EGrad-CAM. A map that has one value other than zero has entropy 0 as well, and
-      to leave it out shifts the sum before the ReLU.
-    - `keep_fraction` keeps that share of the layer's maps, those of largest entropy: the paper
-      reports that 24 % to 87 % of the maps were used.
+    - The threshold is 0, so that only constant maps are left out. To leave out a map of zeros does
+      not change Grad-CAM, and in the table of the Clustered-CAM paper the rows of Grad-CAM and
+      EGrad-CAM are equal. A map that has the same value other than zero everywhere is left out too,
+      which shifts the sum before the ReLU.
+    - `keep_fraction` keeps that share of the layer's maps, those with the largest entropy. The
+      paper reports that 24 % to 87 % of the maps were used.
 
-    A negative threshold keeps all maps: plain Grad-CAM, for layers whose axes Captum's
-    `LayerGradCam` cannot read. The gradients are Captum's.
+    A negative threshold keeps all maps. That is plain Grad-CAM, also for layers whose axes Captum's
+    `LayerGradCam` cannot read. The gradients are computed by Captum.
 
     Args:
         forward_func (callable): The model, or a function that runs it, as in Captum.
@@ -52,15 +52,16 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
             first, or a tuple or list of such tensors.
         device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
         bins (int, optional): Number of grey levels, at least 2. Default: 256
-        threshold (float, optional): In bits; a map whose entropy is at or below it is frozen out.
+        threshold (float, optional): In bits; a map whose entropy is at or below it is left out.
             Default: 0.0
-        keep_fraction (float, optional): Share of the layer's maps that is kept at most, in (0, 1].
-            Of maps with equal entropy the first is kept. Default: None (all above the threshold)
+        keep_fraction (float, optional): Largest share of the layer's maps that is kept, in
+            (0, 1]. Of maps with equal entropy the first are kept. Default: None (all above the
+            threshold)
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
             channels-last layers. Default: 1
         reshape_transform (callable, optional): Turns the layer's output, and its gradient, into
-            `(N, C, *spatial)`, such as :func:`captum_clustered.heatmap.vit_reshape_transform`; it
-            may move and leave out values, but not change them. Default: None
+            `(N, C, *spatial)`, such as :func:`captum_clustered.heatmap.vit_reshape_transform`. It
+            may move values and leave some out, but must not change them. Default: None
 
     Example::
 
@@ -116,7 +117,7 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
         relu_attributions: bool = True,
         attr_dim_summation: bool = True,
     ) -> EntropyAttribution:
-        """Computes the heat map and returns it with all that led to it.
+        """Computes the heat map and returns it with the values that it was computed from.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
@@ -182,8 +183,8 @@ class LayerEGradCam(LayerExplainer, GradientAttribution):
 def entropy(maps: Tensor, bins: int = 256) -> Tensor:
     r"""The entropy of each map's grey levels, :math:`H = -\sum_b p_b \log_2 p_b`.
 
-    The levels of a map go from its minimum to its maximum in steps of equal size. No value is read
-    from the device.
+    The levels divide the range of a map, from its minimum to its maximum, into steps of equal size.
+    The computation does not wait for the device.
 
     Args:
         maps (Tensor): `(N, C, *spatial)`, floating point.

@@ -33,8 +33,9 @@ class LayerGroupCam(LayerExplainer, PerturbationAttribution):
     r"""Group-CAM: groups of gradient-weighted maps, scored by what they let the model see.
 
     The maps :math:`A_k` are weighted by the mean gradients :math:`\alpha_k` of the score, as in
-    Grad-CAM, and summed by groups to :math:`M_G = \mathrm{ReLU}(\sum_{k \in G} \alpha_k A_k)`.
-    Enlarged to the image and scaled to [0, 1], :math:`H_G` mixes the image with its blur:
+    Grad-CAM. Their sum over a group is the joint map
+    :math:`M_G = \mathrm{ReLU}(\sum_{k \in G} \alpha_k A_k)`. Enlarged to the image and scaled to
+    [0, 1], it is the mask :math:`H_G`, which mixes the image :math:`x` with its blur :math:`b(x)`:
 
     .. math::
 
@@ -43,11 +44,11 @@ class LayerGroupCam(LayerExplainer, PerturbationAttribution):
 
     with :math:`p` the softmax probability of the class (Zhang, Rao, Yang, "Group-CAM: Group
     Score-Weighted Visual Explanations for Deep Convolutional Networks", arXiv 2103.13859). As in
-    the authors' released code, the groups are 32 runs of neighbouring channels, nothing is
-    de-noised, and the heat map is made of the :math:`M_G` as they are, not scaled.
+    the authors' released code, the groups are 32 runs of neighbouring channels, there is no
+    de-noising, and the heat map uses the :math:`M_G` before they are scaled.
 
-    Unlike there, a group whose joint map is flat, such as one that the ReLU leaves nothing of, is
-    dropped: the division by its range of zero would make the whole heat map NaN.
+    Unlike in that code, a group is left out if its joint map is flat, for instance zero after the
+    ReLU. Scaling would divide by its range of zero and make the whole heat map NaN.
 
     Args:
         forward_func (callable): The model, or a function that runs it, as in Captum.
@@ -56,21 +57,21 @@ class LayerGroupCam(LayerExplainer, PerturbationAttribution):
         clusterer (str, estimator, callable or Tensor, optional): What groups the weighted maps, as
             for :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"contiguous"``
         n_clusters (int or str, optional): Number of groups for a clusterer given by name;
-            ``"auto"`` for a number of each example's own, with ``"agglomerative"``. Default: 32
-        percentile (float, optional): From 0 to below 100: values of a joint map at or below this
-            percentile of it are set to zero, which the paper calls de-noising; earlier code of the
-            authors has 70. Default: None (nothing is)
-        score (str or callable, optional): What becomes of the model's output where masks are
-            scored: ``"softmax"``, ``"sigmoid"`` for the logit of one class, ``"identity"``, or a
-            callable; gradients are always those of the output itself. Default: ``"softmax"``
-        fill (float, Tensor or str, optional): What takes the place of what a mask hides: ``"blur"``
-            (a Gaussian of 51 pixels with a standard deviation of 50), a number, a tensor, or what
-            else :func:`captum_clustered.fills.fill_image` takes. Default: ``"blur"``
+            ``"auto"`` lets ``"agglomerative"`` choose one for each example. Default: 32
+        percentile (float, optional): In [0, 100). Values of a joint map at or below this
+            percentile of the map are set to zero, which the paper calls de-noising; earlier code of
+            the authors has 70. Default: None (no de-noising)
+        score (str or callable, optional): How the model's output becomes the score of a masked
+            image: ``"softmax"``, ``"sigmoid"`` for models with a single logit, ``"identity"``, or a
+            callable. The gradients are always those of the output itself. Default: ``"softmax"``
+        fill (float, Tensor or str, optional): What replaces the hidden pixels: ``"blur"`` (a
+            Gaussian of 51 pixels with a standard deviation of 50), a number, a tensor, or anything
+            else that :func:`captum_clustered.fills.fill_image` takes. Default: ``"blur"``
         masked_input (int, optional): Which of several inputs is the image. Default: 0
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
             channels-last layers. Default: 1
         reshape_transform (callable, optional): Turns the layer's output, and its gradient, into
-            `(N, C, *spatial)`; it may move and leave out values, but not change them.
+            `(N, C, *spatial)`. It may move values and leave some out, but must not change them.
             Default: None
 
     Example::
@@ -128,7 +129,7 @@ class LayerGroupCam(LayerExplainer, PerturbationAttribution):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> MaskingAttribution:
-        """Computes the heat map and returns it with all that led to it.
+        """Computes the heat map and returns it with the values that it was computed from.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.

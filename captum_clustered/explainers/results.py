@@ -292,7 +292,7 @@ class ClusteredAttribution(Attribution):
             not have.
         valid (Tensor or tuple[Tensor, ...]): * bool `(N, K)`: which groups an example has.
         channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`.
-        replay (str): ``"suffix"`` if only the part behind the layer ran again, else ``"full"``.
+        replay (str): ``"suffix"`` if only the part after the layer ran again, else ``"full"``.
         replay_reason (str or None): Why the whole model ran again.
         standard_errors (Tensor or tuple[Tensor, ...] or None): * Of `ablated_scores`, where these
             are estimates, as with :class:`captum_clustered.shapley.Shapley`; else None.

@@ -1,4 +1,4 @@
-"""Score-CAM and its form with groups: what each map lets the model see."""
+"""Score-CAM, with single maps and with groups: each masks the image and is scored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["ClusteredLayerScore", "LayerScoreCam"]
 
 
 class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
-    r"""Groups of feature maps, scored by what they let the model see of the image.
+    r"""Score-CAM with groups: each group of maps masks the image and is scored.
 
     With :math:`F_G` the sum of the maps of a group :math:`G`, enlarged to the image and scaled to
     [0, 1] as the mask :math:`H_G = s(\mathrm{Up}(F_G))`, and :math:`f` the score of the class,
@@ -41,12 +41,12 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
 
     This is the idea of Score-CAM (Wang et al., CVPR Workshops 2020) at a fraction of its cost: the
     whole model runs once for each group instead of once for each map. No gradient is needed. A
-    group whose joint map is flat is no mask and has no part in the softmax.
+    group whose joint map is flat cannot be a mask, and the softmax leaves it out.
 
-    :class:`LayerScoreCam` is the limit of single maps. ClusCAM (ICLR 2026 submission 18606) is
-    close to ``clusterer="kmeans", n_clusters=10, score="identity", temperature=0.5, share="map",
-    keep_fraction=0.5``; it scales the maps before they are clustered, which a clusterer of your own
-    can do.
+    :class:`LayerScoreCam` has one group for each map by default. ClusCAM (ICLR 2026 submission
+    18606) is close to ``clusterer="kmeans", n_clusters=10, score="identity", temperature=0.5,
+    share="map", keep_fraction=0.5``. It also scales the maps before they are clustered; your own
+    clusterer can do that.
 
     Args:
         forward_func (callable): The model, or a function that runs it, as in Captum.
@@ -55,22 +55,22 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
         clusterer (str, estimator, callable or Tensor, optional): What groups the maps, as for
             :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"agglomerative"``
         n_clusters (int or str, optional): Number of groups for a clusterer given by name;
-            ``"auto"`` for a number of each example's own, with ``"agglomerative"``. Default: 32
+            ``"auto"`` lets ``"agglomerative"`` choose one for each example. Default: 32
         score (str or callable, optional): :math:`f`, of the model's output: ``"log_odds"``,
             ``"identity"`` (the logit), ``"softmax"``, ``"sigmoid"`` or a callable; see
             :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
-        weigh_by (str, optional): From scores to weights: ``"softmax"`` over the groups;
-            ``"gain"``, what the score rises above that of the hidden image, not below 0, which
+        weigh_by (str, optional): How scores become weights: ``"softmax"`` over the groups;
+            ``"gain"``, how far the score is above that of the fully hidden image, at least 0, which
             takes one more pass; ``"score"``, the score itself. Default: ``"softmax"``
         temperature (float, optional): :math:`T`, above 0, for ``"softmax"``: the smaller, the more
             the best groups stand out. Default: 0.5
         share (str, optional): How a group's weight is shared among its maps: ``"mass"`` by
             activation, so that the heat of a group sums to its weight; ``"map"`` equally;
             ``"none"`` gives it whole to each. Default: ``"mass"``
-        keep_fraction (float, optional): Share of the groups, those of the highest scores, that have
-            a part in the map, in (0, 1]. Default: None (all)
-        fill (float, Tensor or str, optional): What takes the place of what a mask hides, in the
-            space of the model's input: a number, a tensor, ``"blur"``, or what else
+        keep_fraction (float, optional): Share of the groups that contribute to the heat map, in
+            (0, 1]: those with the highest scores. Default: None (all)
+        fill (float, Tensor or str, optional): What replaces the hidden pixels, in the space of
+            the model's input: a number, a tensor, ``"blur"``, or anything else that
             :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
         masked_input (int, optional): Which of several inputs is the image. Default: 0
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
@@ -147,7 +147,7 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> MaskingAttribution:
-        """Computes the heat map and returns it with all that led to it.
+        """Computes the heat map and returns it with the values that it was computed from.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
@@ -231,7 +231,7 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
 
 
 class LayerScoreCam(ClusteredLayerScore):
-    r"""Score-CAM: each feature map, or group of maps, is scored by what it lets the model see.
+    r"""Score-CAM: each feature map, or group of maps, masks the image and is scored.
 
     With :math:`F_G` the sum of the maps of a group :math:`G`, enlarged to the image and scaled to
     [0, 1] as the mask :math:`H_G = s(\mathrm{Up}(F_G))`, and :math:`f` the score of the class,
@@ -242,7 +242,7 @@ class LayerScoreCam(ClusteredLayerScore):
         \qquad w = \mathrm{softmax}_G \big( f(x \odot H_G) / T \big)
 
     With every map alone, the default, this is Score-CAM (Wang et al., "Score-CAM: Score-Weighted
-    Visual Explanations for Convolutional Neural Networks", CVPR Workshops 2020). Two methods go by
+    Visual Explanations for Convolutional Neural Networks", CVPR Workshops 2020). Two methods have
     that name:
 
     - ``variant="softmax"``, the default: the softmax over the maps of the class's logit, as in the
@@ -252,8 +252,8 @@ class LayerScoreCam(ClusteredLayerScore):
       released: the softmax over the classes, or the sigmoid where the model gives one logit.
 
     No gradient is needed, but the whole model runs once for each group. With a clusterer there are
-    few: ``clusterer="kmeans", n_clusters=32`` runs it 32 times where 1280 maps would need 1280.
-    A dead map, or a group whose joint map is flat, is no mask: it has no part in the softmax.
+    fewer: ``clusterer="kmeans", n_clusters=32`` takes 32 passes where 1280 maps take 1280.
+    A dead map, or a group whose joint map is flat, cannot be a mask. The softmax leaves it out.
 
     Args:
         forward_func (callable): The model, or a function that runs it, as in Captum.
@@ -262,15 +262,15 @@ class LayerScoreCam(ClusteredLayerScore):
         clusterer (str, estimator, callable or Tensor, optional): What groups the maps, as for
             :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"every-map"``
         n_clusters (int or str, optional): Number of groups for a clusterer given by name;
-            ``"auto"`` for a number of each example's own, with ``"agglomerative"``. Default: 64
+            ``"auto"`` lets ``"agglomerative"`` choose one for each example. Default: 64
         variant (str, optional): ``"softmax"`` or ``"probability"``. Default: ``"softmax"``
         temperature (float, optional): :math:`T`, above 0, for the variant ``"softmax"``: the
             smaller, the more the best groups stand out. Default: 1.0
         share (str, optional): How a group's weight is shared among its maps: ``"map"`` equally;
             ``"mass"`` by activation, so that the heat of a group sums to its weight; ``"none"``
             gives it whole to each. Default: ``"map"``
-        fill (float, Tensor or str, optional): What takes the place of what a mask hides, in the
-            space of the model's input: a number, a tensor, ``"blur"``, or what else
+        fill (float, Tensor or str, optional): What replaces the hidden pixels, in the space of
+            the model's input: a number, a tensor, ``"blur"``, or anything else that
             :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
         masked_input (int, optional): Which of several inputs is the image. Default: 0
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and

@@ -181,7 +181,9 @@ def test_tokens_of_a_video_become_frames_in_their_order():
     grid = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(1, 1, 2, 3, 4)
     tokens = torch.cat([torch.full((1, 1, 1), -1.0), grid.flatten(2).transpose(1, 2)], 1)
     torch.testing.assert_close(vit_reshape_transform(tokens, 3, frames=2), grid)
-    with pytest.raises(ValueError, match=r"a grid of 2 x 3 x 3 patches; got 25 tokens\. .*`frames`"):
+    with pytest.raises(
+        ValueError, match=r"a grid of 2 x 3 x 3 patches; got 25 tokens\. .*`frames`"
+    ):
         vit_reshape_transform(tokens, 3, 3, frames=2)
     with pytest.raises(ValueError, match=r"a grid of 5 x 2 x 2 patches; got 25 tokens\."):
         vit_reshape_transform(tokens, frames=5)
