@@ -198,6 +198,61 @@ def faithfulness(
 
 
 @app.command()
+def boxes(
+    boxes: Annotated[
+        Path,
+        typer.Argument(metavar="CSV", help="Columns file, label, x0, y0, x1, y1: a box a line."),
+    ],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Where the files are.")],
+    to: Annotated[Path, typer.Option(metavar="CSV", help="The table to write.")],
+) -> None:
+    """A table of images with boxes, in the form that `signed` and an evaluation take."""
+    from benchmarks.boxes import join_boxes
+
+    typer.echo(f"{to}: {join_boxes(boxes, images, to)} images")
+
+
+@app.command()
+def signed(
+    data: Annotated[
+        Path, typer.Option(metavar="CSV", help="Images with classes, as for captum-clustered.")
+    ],
+    half: Annotated[str, typer.Option(metavar="NAME", help="first or second: every other image.")],
+    networks: Annotated[
+        str, typer.Option(metavar="NAMES", help="lite0, clip; separated by commas.")
+    ] = "lite0,clip",
+    layers: Annotated[str, typer.Option(metavar="NAMES", help="Only these layers.")] = "",
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Images; by default all.")] = None,
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="Pixels at a time; by default 14 or 6 steps.")
+    ] = None,
+    threads: Threads = None,
+    show: Annotated[bool, typer.Option("--report", help="Show the tables at the end.")] = False,
+    full: Full = False,
+    out: Out = _RESULTS,
+) -> None:
+    """Metrics at layers whose maps have two signs, with paired differences to Grad-CAM."""
+    from benchmarks import results
+    from benchmarks import signed as command
+    from benchmarks.report import page
+
+    _threads(threads)
+    plan = command.Plan(data, half, listed(networks), listed(layers), limit, step, full)
+    work = out / "evaluations"
+    path = results.collect(
+        "signed",
+        out,
+        plan.record(),
+        plan.cases(),
+        lambda case: command.measure(case, plan, work, say),
+        say,
+        lambda _: command.finish(plan, work),
+    )
+    if show:
+        typer.echo(page({"signed": results.read(path.parent)["signed"]}))
+
+
+@app.command()
 def zoo(
     only: Annotated[
         str, typer.Option(metavar="NAMES", help="Only these networks, separated by commas.")

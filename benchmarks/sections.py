@@ -10,6 +10,7 @@ from benchmarks.methods import TOLERANCE
 from benchmarks.pages import interval, table
 from benchmarks.results import Row
 from benchmarks.scaling import described
+from benchmarks.signed import WORDS
 
 __all__ = ["AXES", "SECTIONS", "case_title", "grouped", "marks", "runtime_line", "title_of"]
 
@@ -255,6 +256,62 @@ def _metric(metric: Mapping[str, Any]) -> str:
     return f"{mean:.{digits}f}" if None in (low, high) else interval(mean, low, high, digits)
 
 
+# --- signed ---------------------------------------------------------------------------------------
+
+
+_COMPARED = {"adc": "ADC", "insertion": "insertion", "deletion": "deletion"}
+
+
+def _signed(found: Mapping[str, Any]) -> list[str]:
+    settings = found["settings"]
+    parts = [
+        "Layers with maps that are partly negative, in trained networks. The maps are judged by "
+        "`captum-clustered evaluate`: ADC and deletion are better when low; PIC, the average gain "
+        "AG, insertion and the energy in the boxes when high. Images are numbered from 0; the "
+        "first half are those of even number, on which settings were chosen, the second those of "
+        f"odd number. These are the numbers of the **{settings['half']} half** of "
+        f"{settings['data']}; of CLIP only images whose class it predicts. Beside the means stand "
+        "the mean differences to Grad-CAM of the same layer on the same images, with 95 % "
+        "intervals; they are bold where the interval excludes 0. *Flat* counts maps that are the "
+        "same everywhere, and in brackets those where HiResCAM's is not.",
+        "\n".join(WORDS),
+    ]
+    for case, rows in grouped(found["rows"]):
+        first = rows[0]
+        layer = f"`{first['layer']}`" + (", its input" if first["at_input"] else "")
+        parts.append(f"### {first['network']}, {layer}")
+        words = ", ".join(f"{k} {v}" for k, v in found["conventions"][case].items())
+        parts.append(
+            f"{first['maps']} maps, {first['negative']:.0%} of the values negative; "
+            f"{first['images']} images; {words}."
+        )
+        head = [*first["metrics"], *(f"{name} less Grad-CAM" for name in _COMPARED.values())]
+        lines = [_signed_line(row) for row in rows]
+        parts.append(table(["", *head, "flat", "time", "failed"], lines))
+    return parts
+
+
+def _signed_line(row: Row) -> list[str]:
+    less = row["less_base"] or {}
+    flat = str(row["flat"]) + (f" ({row['flat_alone']})" if row["flat_alone"] else "")
+    return [
+        title_of(row) + (" (control)" if row["control"] else ""),
+        *("" if m["mean"] is None else f"{m['mean']:.1f}" for m in row["metrics"].values()),
+        *(_signed_difference(less[name]) if name in less else "" for name in _COMPARED),
+        flat,
+        "" if row["seconds"] is None else _ms(row["seconds"]),
+        str(row["failed"]),
+    ]
+
+
+def _signed_difference(found: Mapping[str, Any]) -> str:
+    mean, low, high = found["mean"], found["low"], found["high"]
+    if None in (mean, low, high):
+        return "" if mean is None else f"{mean:.1f}"
+    text = interval(mean, low, high, digits=1)
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
 # --- zoo ------------------------------------------------------------------------------------------
 
 
@@ -329,6 +386,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "memory": ("Memory", _memory),
     "scaling": ("Scaling", _scaling),
     "faithfulness": ("Faithfulness", _faithfulness),
+    "signed": ("Maps with two signs", _signed),
     "zoo": ("Networks", _zoo),
 }
 """The title of a section, and the paragraphs from the results of its command."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     )
     from captum_clustered.explainers.ablation import LayerAblationCam as LayerAblationCam
     from captum_clustered.explainers.egrad_cam import LayerEGradCam as LayerEGradCam
+    from captum_clustered.explainers.grad_cam import LayerHiResCam as LayerHiResCam
     from captum_clustered.explainers.group_cam import LayerGroupCam as LayerGroupCam
     from captum_clustered.explainers.opti_cam import (
         ClusteredLayerOptimization as ClusteredLayerOptimization,
@@ -28,6 +29,7 @@ _HOMES = {
     "ClusteredLayerOptimization": "explainers.opti_cam",
     "ClusteredLayerScore": "explainers.score_cam",
     "LayerGroupCam": "explainers.group_cam",
+    "LayerHiResCam": "explainers.grad_cam",
     "LayerScoreCam": "explainers.score_cam",
 }
 

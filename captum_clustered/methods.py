@@ -40,7 +40,7 @@ from captum_clustered.explainers.controls import (
     sum_of_maps,
 )
 from captum_clustered.explainers.egrad_cam import LayerEGradCam
-from captum_clustered.explainers.grad_cam import GradCam
+from captum_clustered.explainers.grad_cam import GradCam, LayerHiResCam
 from captum_clustered.explainers.group_cam import LayerGroupCam
 from captum_clustered.explainers.opti_cam import ClusteredLayerOptimization
 from captum_clustered.explainers.score_cam import ClusteredLayerScore, LayerScoreCam
@@ -202,6 +202,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "grad-cam",
                 "Maps weighted by their mean gradients (Selvaraju et al. 2017), computed by Captum",
                 GradCam,
+                needs_gradient=True,
+            ),
+            Method(
+                "hires-cam",
+                "Gradient times activation, summed over the maps (Draelos, Carin 2020)",
+                LayerHiResCam,
                 needs_gradient=True,
             ),
             Method(

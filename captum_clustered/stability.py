@@ -102,13 +102,13 @@ def stability(
                 f"{len(found.attributions)}. Choose another layer."
             )
         heats.append(normalize(found.attributions))
-        labels.append(found.labels.cpu())
+        labels.append((found.labels.cpu(), found.labels_below.cpu()))
     attributions = torch.stack(heats)
     return Stability(
         mean=attributions.mean(0),
         std=attributions.std(0, correction=0),
         attributions=attributions,
-        agreement=_agreement(labels),
+        agreement=_agreement(_of_parts(labels)),
         clusterers=varied,
     )
 
@@ -141,8 +141,15 @@ def _fields(clusterer: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(clusterer) if field.init}
 
 
+def _of_parts(labels: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Labels `(N, 2 C)` of what maps say above and below; `(N, C)` where all maps are whole."""
+    if all(bool(((below < 0) | (below == above)).all()) for above, below in labels):
+        return [above for above, _ in labels]
+    return [torch.cat(both, 1) for both in labels]
+
+
 def _agreement(labels: Sequence[Tensor]) -> Tensor:
-    """Adjusted Rand indices `(N, R, R)` of labels `(N, C)`, over maps that both put in a group."""
+    """Adjusted Rand indices `(N, R, R)` of labels `(N, P)`, over parts that both put in a group."""
     from sklearn.metrics import adjusted_rand_score
 
     n, r = len(labels[0]), len(labels)

@@ -149,7 +149,7 @@ def _show_group(
     else:
         picture = overlay(image, heatmap, cmap=cmap, alpha=alpha)
     note = describe(heatmap) or f"mean {mean.min():.2g} to {mean.max():.2g}"
-    show_picture(ax, picture, f"{place}: {counted(len(group.members), 'map')}", note)
+    show_picture(ax, picture, f"{place}: {group.words}", note)
 
 
 def sweep(

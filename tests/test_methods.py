@@ -17,6 +17,7 @@ from captum_clustered import (
     LayerAblationCam,
     LayerEGradCam,
     LayerGroupCam,
+    LayerHiResCam,
     LayerScoreCam,
 )
 from captum_clustered.adaptive import Adaptive
@@ -44,8 +45,8 @@ def _make(name, model, layer, **settings):
 class TestRegistry:
     def test_names(self):
         assert NAMES == [
-            "clustered-cam", "ablation-cam", "ablation-cam-norm", "grad-cam", "egrad-cam",
-            "group-cam", "clustered-group-cam", "score-cam", "clustered-score-cam",
+            "clustered-cam", "ablation-cam", "ablation-cam-norm", "grad-cam", "hires-cam",
+            "egrad-cam", "group-cam", "clustered-group-cam", "score-cam", "clustered-score-cam",
             "random-score-cam", "clustered-opti-cam", "adaptive-ablation-cam", "fake-cam",
             "random-map", "centre-gaussian", "sum-of-maps", "random-groups", "contiguous-groups",
         ]  # fmt: skip
@@ -57,7 +58,8 @@ class TestRegistry:
 
         assert names("control") == set(NAMES[-6:])
         assert names("needs_gradient") == {
-            "grad-cam", "egrad-cam", "group-cam", "clustered-group-cam", "clustered-opti-cam",
+            "grad-cam", "hires-cam", "egrad-cam", "group-cam", "clustered-group-cam",
+            "clustered-opti-cam",
         }  # fmt: skip
         assert names("clusters") == {
             "clustered-cam", "group-cam", "clustered-group-cam", "clustered-score-cam",
@@ -74,6 +76,7 @@ class TestRegistry:
             "ablation-cam": LayerAblationCam,
             "ablation-cam-norm": LayerAblationCam,
             "grad-cam": LayerGradCam,  # Captum's
+            "hires-cam": LayerHiResCam,
             "egrad-cam": LayerEGradCam,
             "group-cam": LayerGroupCam,
             "clustered-group-cam": LayerGroupCam,
@@ -475,8 +478,8 @@ class TestPytorchGradCam:
             model[6].bias += shift
         return model
 
-    def _ours(self, model, x, target):
-        return LayerAblationCam(model, model[1]).explain(x, target).channel_weights
+    def _ours(self, model, x, target, **settings):
+        return LayerAblationCam(model, model[1], **settings).explain(x, target).channel_weights
 
     def _exact(self, model, x, target):
         """The drop of each map set to zero, over the score's magnitude, one at a time."""
@@ -516,7 +519,8 @@ class TestPytorchGradCam:
     def test_without_a_relu_theirs_are_not_ablations_to_zero(self, theirs):
         model, x = self._model(relu=False, shift=2.0), X.float()
         exact = self._exact(model, x, 1)
-        torch.testing.assert_close(self._ours(model, x, 1), exact, rtol=1e-3, atol=1e-5)
+        ours = self._ours(model, x, 1, parts="whole")
+        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-5)
         wrong = theirs(model, model[1], x, 1)
         alike = torch.corrcoef(torch.stack([wrong.flatten(), exact.flatten()]))[0, 1]
         assert (wrong - exact).abs().max() > 0.5 * exact.abs().max()

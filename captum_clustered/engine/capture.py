@@ -43,6 +43,9 @@ from captum_clustered.targets import check_target, select
 
 __all__ = ["FirstPass", "capture"]
 
+_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+"""Modules whose output is nowhere negative."""
+
 
 @dataclass(frozen=True, eq=False)
 class FirstPass:
@@ -61,6 +64,8 @@ class FirstPass:
         whole (bool): Whether all outputs of the prefix were kept, needed or not.
         stochastic (bool): Whether a module in training mode makes the model's output random or
             dependent on the rest of the batch.
+        rectified (bool): Whether the layer's value is known to be nowhere negative, because it is
+            the very output of a ReLU or the like. It is known without reading a value.
         sites (tuple[Site, ...]): Places further on that are as good as the layer, the last first: a
             linear layer, and the last module before it that treats each map alone.
         maps (list[Tensor]): The activations as `(N, C, *spatial)`, added by the explainer.
@@ -77,6 +82,7 @@ class FirstPass:
     prefix: list[Call]
     whole: bool
     stochastic: bool
+    rectified: bool
     sites: tuple[Site, ...]
     maps: list[Tensor]
     gradients: list[Tensor]
@@ -150,8 +156,10 @@ def _run(
     """The first pass; with `lay_out`, channels-last tensors get the usual layout at the layer."""
     recorder = _Recorder(io, seen, whole)
     activations: list[list[Tensor]] = []
+    rectified: list[bool] = []
 
     def keep(tensors: list[Tensor]) -> None:
+        rectified.extend(map(recorder.is_rectified, tensors))
         for tensor in tensors if lay_out else ():
             if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor._is_view():
                 tensor.data = tensor.contiguous()  # for everyone who holds it, unlike a copy
@@ -179,6 +187,7 @@ def _run(
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
         whole=whole,
         stochastic=any(_is_stochastic(module) for module in seen.attributes),
+        rectified=all(rectified),
         sites=recorder.follower.found(recorder.numbers),
         maps=[],
         gradients=[],
@@ -249,6 +258,7 @@ class _Recorder:
         self.frames: list[list[Call]] = [[]]
         self.open: list[tuple[nn.Module, int, bool]] = []  # with whether its output is kept
         self.follower = Follower(io)
+        self.last_rectifier: Call | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -306,6 +316,9 @@ class _Recorder:
         module, number, _ = self.open.pop()
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
         call = Call(module, number, output, inside, versions(output))
+        if not self.begun and type(module) in _RECTIFIERS:
+            self.last_rectifier = Call(module, number, output, [], versions(output))
+            self.last_rectifier.lend()  # it must not keep the memory in use
         kept = self._is_kept()
         self.frames[-1].append(call if kept else Call(module, number, None, inside, [None]))
         if self.begun:
@@ -315,6 +328,13 @@ class _Recorder:
             self.prefix.append(call)
             self.begun = True
             self.follower.watch(call)
+
+    def is_rectified(self, value: Tensor) -> bool:
+        """Whether a value is what the last ReLU or the like returned, and has not changed since."""
+        if self.last_rectifier is None:
+            return False
+        self.last_rectifier.take_back()
+        return self.last_rectifier.output is value and self.last_rectifier.unchanged()
 
     def _is_kept(self) -> bool:
         """Whether what is called now is handed out again."""

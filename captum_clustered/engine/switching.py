@@ -1,4 +1,9 @@
-"""What is switched off, and the copies of the layer's tensors without it."""
+"""What is switched off, and the copies of the layer's tensors without it.
+
+A map has one variant without its part above the baseline, one without its part below, and one
+without both, which is the baseline. A copy still only receives whole maps: the variants are made
+once, and each is written where it belongs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
     from captum_clustered.clustering import Groups
     from captum_clustered.engine.sites import Site
 
-__all__ = ["Ablation", "Summed"]
+__all__ = ["Ablation", "Summed", "as_baselines"]
 
 _FEW = 256
 """Groups times values per map, or times examples, below which a linear layer is sent copies."""
@@ -24,13 +29,16 @@ _FEW = 256
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is switched off: in each of the layer's tensors, the maps of group `k`.
+    """What is switched off: in each of the layer's tensors, the parts of group `k`.
 
     Attributes:
         activations (list[Tensor]): The layer's tensors.
-        labels (list[Tensor]): The labels `(N, C)` of each tensor. The numbers go on from one tensor
-            to the next; a map in no group has the label `n_groups`.
-        baselines (list[Tensor]): What replaces an ablated map, for each tensor.
+        labels (list[Tensor]): The labels of each tensor, `(N, C)` for whole maps, `(N, 2 C)` for
+            parts, those above the baseline first. The numbers go on from one tensor to the next; a
+            part in no group has the label `n_groups`.
+        variants (list[tuple[Tensor, ...]]): For each tensor what replaces a map: the baseline, if
+            the whole map is switched off; and for parts also the map without its part above the
+            baseline, and the map without its part below. All broadcast against the tensor.
         channel_dims (list[int]): The axis of the maps, for each tensor.
         n_groups (int): Number of groups of all tensors together.
         cumulative (bool): Whether the copy for group `k` lacks the groups before it as well.
@@ -38,7 +46,7 @@ class Ablation:
 
     activations: list[Tensor]
     labels: list[Tensor]
-    baselines: list[Tensor]
+    variants: list[tuple[Tensor, ...]]
     channel_dims: list[int]
     n_groups: int
     cumulative: bool = False
@@ -67,12 +75,12 @@ class Ablation:
         """
         switch_off = _switch_off_up_to if self.cumulative else _switch_off
         return [
-            switch_off(copies[: len(groups)], activation, labels, baseline, dim, groups.start)
-            for copies, activation, labels, baseline, dim in zip(
+            switch_off(copies[: len(groups)], activation, labels, variants, dim, groups.start)
+            for copies, activation, labels, variants, dim in zip(
                 self.room(len(groups)) if room is None else room,
                 self.activations,
                 self.labels,
-                self.baselines,
+                self.variants,
                 self.channel_dims,
                 strict=True,
             )
@@ -92,27 +100,31 @@ class Ablation:
         """The same ablation at a site; None where it would be another, or would not be faster."""
         if self.channel_dims != [1]:
             return None
-        (activation,), (baseline,) = self.activations, self.baselines
-        n = baseline.shape[0] if baseline.ndim == activation.ndim else 1
-        ablated = baseline.expand(n, *activation.shape[1:]).clone()  # (N or 1, C, *spatial)
-        for module in site.between:
-            ablated = module(ablated)
+        moved = tuple(self._through(site, variant) for variant in self.variants[0])
         if site.output is None:
-            return replace(self, activations=[site.activations], baselines=[ablated])
-        change = site.activations - ablated
-        change = change.reshape(*change.shape[:2], -1)  # (N, C, S)
+            return replace(self, activations=[site.activations], variants=[moved])
+        change = _changes(site.activations, self.labels[0], moved)  # (N, P, S)
         n, _, s = change.shape
         if self.cumulative or self.n_groups * (n if s == 1 else s) < _FEW:
             return None
         weight = site.module.get_parameter("weight").detach()
         return Summed(site.output, weight, change, self.labels[0], self.n_groups)
 
+    def _through(self, site: Site, variant: Tensor) -> Tensor:
+        """A variant of the maps as it is at a site, `(N or 1, C, …)`."""
+        (activation,) = self.activations
+        n = variant.shape[0] if variant.ndim == activation.ndim else 1
+        variant = variant.expand(n, *activation.shape[1:]).clone()
+        for module in site.between:
+            variant = module(variant)
+        return variant
+
     def float(self) -> Ablation:
         """The same ablation in float32."""
         return replace(
             self,
             activations=[tensor.float() for tensor in self.activations],
-            baselines=[tensor.float() for tensor in self.baselines],
+            variants=[tuple(one.float() for one in variants) for variants in self.variants],
         )
 
     @classmethod
@@ -121,22 +133,18 @@ class Ablation:
         activations: list[Tensor],
         groups: list[Groups],
         channel_dims: list[int],
-        baselines: Any,
+        baselines: list[Tensor],
     ) -> Ablation:
         """Brings groups and baselines into the shapes of the layer's tensors.
 
         Args:
             activations (list[Tensor]): The layer's tensors, as it gave them.
-            groups (list[Groups]): The groups of each tensor.
+            groups (list[Groups]): The groups of each tensor, of whole maps or of parts.
             channel_dims (list[int]): The axis of the maps, for each tensor.
-            baselines (scalar, Tensor, tuple or None): What the caller passed.
+            baselines (list[Tensor]): From :func:`as_baselines`.
 
         Returns:
             *Ablation*: What to switch off.
-
-        Raises:
-            TypeError: If a baseline is neither a number nor a tensor.
-            ValueError: If it does not broadcast against the layer's tensor.
         """
         total = sum(grouped.n_groups for grouped in groups)
         labels = []
@@ -144,7 +152,13 @@ class Ablation:
         for grouped in groups:
             labels.append(torch.where(grouped.labels < 0, total, grouped.labels + offset))
             offset += grouped.n_groups
-        return cls(activations, labels, _baselines(baselines, activations), channel_dims, total)
+        variants = [
+            _variants(activation, baseline, grouped.labels.shape[1] > activation.shape[dim])
+            for activation, baseline, grouped, dim in zip(
+                activations, baselines, groups, channel_dims, strict=True
+            )
+        ]
+        return cls(activations, labels, variants, channel_dims, total)
 
     @property
     def nbytes(self) -> int:
@@ -162,8 +176,9 @@ class Summed:
     Attributes:
         output (Tensor): The layer's output, `(N, F)`.
         weight (Tensor): Its weight, `(F, C * S)`.
-        change (Tensor): What an ablation takes from the layer's input, `(N, C, S)`.
-        labels (Tensor): `(N, C)`.
+        change (Tensor): What the ablation of each part takes from the layer's input, `(N, P, S)`;
+            `P` is `C` for whole maps, `2 C` for parts.
+        labels (Tensor): `(N, P)`.
         n_groups (int): Number of groups.
     """
 
@@ -185,7 +200,7 @@ class Summed:
     def without(self, groups: range, room: list[Tensor]) -> list[Tensor]:
         """The layer's output without each of the groups, `(len(groups), N, F)`."""
         copies = room[0][: len(groups)]
-        copy = self.labels - groups.start  # (N, C): the copy in which a map is switched off
+        copy = self.labels - groups.start  # (N, P): the copy in which a part is switched off
         copy = torch.where((copy >= 0) & (copy < len(groups)), copy, len(groups))
         precise = torch.promote_types(self.weight.dtype, torch.float32)
         parts = self._single_parts if self.change.shape[2] == 1 else self._parts
@@ -201,9 +216,10 @@ class Summed:
         A group's part is a sum of weighted rows of a table. An embedding bag is just that, and
         computes all copies at once.
         """
-        n, c, _ = self.change.shape
+        n, p, s = self.change.shape
+        c = self.weight.shape[1] // s
         example = torch.arange(n, device=copy.device).unsqueeze(1)
-        # (N * C,): maps sorted by copy and example; maps that are in no copy come last
+        # (N * P,): parts sorted by copy and example; those that are in no copy come last
         bags, order = torch.where(copy < k, copy * n + example, k * n).flatten().sort(stable=True)
         starts = torch.searchsorted(bags, torch.arange(k * n + 1, device=copy.device))
         if copy.device.type == "cpu":  # on other devices, to read this number means to wait
@@ -214,21 +230,23 @@ class Summed:
             at = slice(start, start + rows)
             table = self.weight[at].to(precise).T.contiguous()  # (C, rows)
             sums = functional.embedding_bag(
-                order % c, table, starts, mode="sum", per_sample_weights=change
+                order % p % c, table, starts, mode="sum", per_sample_weights=change
             )
             yield at, sums[:-1].unflatten(0, (k, n))
 
     def _parts(self, copy: Tensor, k: int, precise: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """The same for maps of several values, whose weights lie next to each other in memory."""
-        n, c, s = self.change.shape
+        n, _, s = self.change.shape
+        sides = self.change.reshape(n, -1, self.weight.shape[1])  # (N, 1 or 2, C * S)
         rows = fitting(8 * self.weight[0].nbytes, self.weight.device)  # so that they fit the cache
         for start in range(0, len(self.weight), rows):
             at = slice(start, start + rows)
             weight = self.weight[at].to(precise)
             sums = weight.new_zeros(n, len(weight), k + 1)  # the last column is in no copy
             for i in range(n):
-                part = (weight * self.change[i].flatten().to(precise)).reshape(-1, c, s).sum(2)
-                sums[i].index_add_(1, copy[i], part)
+                for side, at_side in zip(sides[i], copy[i].reshape(len(sides[i]), -1), strict=True):
+                    part = (weight * side.to(precise)).reshape(len(weight), -1, s).sum(2)
+                    sums[i].index_add_(1, at_side, part)
             yield at, sums[:, :, :-1].movedim(2, 0)
 
     def float(self) -> Summed:
@@ -241,44 +259,118 @@ class Summed:
         )
 
 
+def _variants(activation: Tensor, baseline: Tensor, two_sided: bool) -> tuple[Tensor, ...]:
+    if not two_sided:
+        return (baseline,)
+    return (
+        baseline,
+        torch.minimum(activation, baseline),
+        torch.maximum(activation, baseline),
+    )
+
+
+def _is_whole(labels: Tensor) -> Tensor:
+    """Bool `(N, C)`: whether both parts of a map are in one group, for labels `(N, 2 C)`."""
+    above, below = labels.chunk(2, dim=1)
+    return above == below
+
+
+def _changes(activations: Tensor, labels: Tensor, variants: tuple[Tensor, ...]) -> Tensor:
+    """What the ablation of each part takes away, `(N, P, S)`."""
+    off = activations - variants[0]  # (N, C, …)
+    if len(variants) == 1:
+        return off.reshape(*off.shape[:2], -1)
+    whole = _is_whole(labels).reshape(*off.shape[:2], *[1] * (off.ndim - 2))
+    above = torch.where(whole, off, activations - variants[1])
+    below = torch.where(whole, 0, activations - variants[2])
+    return torch.cat([above, below], 1).reshape(len(off), 2 * off.shape[1], -1)
+
+
 def _switch_off(
     copies: Tensor,
     activation: Tensor,
     labels: Tensor,
-    baseline: Tensor,
+    variants: tuple[Tensor, ...],
     channel_dim: int,
     start: int,
 ) -> Tensor:
-    """Fills copies with the activation; copy `i` lacks the maps whose label is `start + i`."""
+    """Fills copies with the activation; copy `i` lacks the parts whose label is `start + i`."""
     copies.copy_(activation)  # (k, N, …)
+    if len(variants) == 1:
+        _write(copies, activation, labels, variants[0], channel_dim, start)
+        return copies
+    whole = _by_map(_is_whole(labels), activation, channel_dim)
+    for side, variant in zip(labels.chunk(2, dim=1), variants[1:], strict=True):
+        # the first copy may have been written to already, so it is the first copy that stays
+        replaced = torch.where(whole, variants[0], variant)
+        _write(copies, copies[0], side, replaced, channel_dim, start)
+    return copies
+
+
+def _write(
+    copies: Tensor,
+    otherwise: Tensor,
+    labels: Tensor,
+    variant: Tensor,
+    channel_dim: int,
+    start: int,
+) -> None:
+    """Writes a variant of each map into the copy that its label `(N, C)` names.
+
+    A map that is in none of the copies is written into the first one as `otherwise` has it, so that
+    no index has to be read from the device.
+    """
     copy = labels - start  # (N, C): the copy in which a map is switched off
     here = (copy >= 0) & (copy < len(copies))
-    shape = [size if axis in (0, channel_dim) else 1 for axis, size in enumerate(activation.shape)]
-    # a map that is in none of the copies is written unchanged into the first one, so that no index
-    # has to be read from the device; values are (N, C, …)
-    values = torch.where(here.reshape(shape), baseline, activation).movedim(channel_dim, 1)
+    values = torch.where(_by_map(here, otherwise, channel_dim), variant, otherwise)
     example = torch.arange(len(labels), device=labels.device).unsqueeze(1)
     channel = torch.arange(labels.shape[1], device=labels.device)
-    copies.movedim(channel_dim + 1, 2)[torch.where(here, copy, 0), example, channel] = values
-    return copies
+    at = torch.where(here, copy, 0), example, channel
+    copies.movedim(channel_dim + 1, 2)[at] = values.movedim(channel_dim, 1)
+
+
+def _by_map(values: Tensor, activation: Tensor, channel_dim: int) -> Tensor:
+    """Values `(N, C)` in a shape that broadcasts against the activation."""
+    return values.reshape(
+        [size if axis in (0, channel_dim) else 1 for axis, size in enumerate(activation.shape)]
+    )
 
 
 def _switch_off_up_to(
     copies: Tensor,
     activation: Tensor,
     labels: Tensor,
-    baseline: Tensor,
+    variants: tuple[Tensor, ...],
     channel_dim: int,
     start: int,
 ) -> Tensor:
-    """The same, but copy `i` lacks all maps whose label is at most `start + i`."""
-    shape = [size if axis in (0, channel_dim) else 1 for axis, size in enumerate(activation.shape)]
+    """The same, but copy `i` lacks all parts whose label is at most `start + i`."""
     for i, copy in enumerate(copies):
-        torch.where((labels <= start + i).reshape(shape), baseline, activation, out=copy)
+        off = labels <= start + i  # (N, P)
+        if len(variants) == 1:
+            where = _by_map(off, activation, channel_dim)
+            torch.where(where, variants[0], activation, out=copy)
+            continue
+        above, below = (_by_map(side, activation, channel_dim) for side in off.chunk(2, dim=1))
+        one = torch.where(above, variants[1], torch.where(below, variants[2], activation))
+        torch.where(above & below, variants[0], one, out=copy)
     return copies
 
 
-def _baselines(baselines: Any, activations: list[Tensor]) -> list[Tensor]:
+def as_baselines(baselines: Any, activations: list[Tensor]) -> list[Tensor]:
+    """Turns what a caller passed into one tensor for each of the layer's tensors.
+
+    Args:
+        baselines (scalar, Tensor, tuple or None): What replaces a map that is switched off.
+        activations (list[Tensor]): The layer's tensors, as it gave them.
+
+    Returns:
+        *list[Tensor]*: Each broadcasts against its activation.
+
+    Raises:
+        TypeError: If a baseline is neither a number nor a tensor.
+        ValueError: If it does not broadcast against the layer's tensor.
+    """
     given = baselines if isinstance(baselines, tuple) else (baselines,) * len(activations)
     if len(given) != len(activations):
         raise ValueError(

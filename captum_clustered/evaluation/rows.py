@@ -29,6 +29,7 @@ _TITLES = {
     "group-cam": "Group-CAM",
     "score-cam": "Score-CAM",
     "grad-cam": "Grad-CAM",
+    "hires-cam": "HiResCAM",
     "fake-cam": "Fake-CAM",
     "random-map": "Random map",
     "centre-gaussian": "Centre Gaussian",

@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from captum_clustered._checks import check_choice
 from captum_clustered.clustering import EveryMap, Groups, as_clusterer, numbered
 from captum_clustered.engine.capture import FirstPass
+from captum_clustered.engine.parts import Parts
 from captum_clustered.engine.replay import Replay, Replaying, replay
-from captum_clustered.engine.switching import Ablation
+from captum_clustered.engine.switching import Ablation, as_baselines
 from captum_clustered.explainers.base import (
     LayerExplainer,
+    check_parts,
     check_perturbations,
-    group_maps,
+    group_parts,
     progress,
     unwrap,
 )
 from captum_clustered.explainers.results import ClusteredAttribution, Tensors
-from captum_clustered.heatmap import ReshapeTransform, build
+from captum_clustered.heatmap import ReshapeTransform
 from captum_clustered.targets import Target
-from captum_clustered.weighting import as_weighting, by_map
+from captum_clustered.weighting import as_weighting
+from captum_clustered.weighting import by_map as by_group
 
 __all__ = ["ClusteredLayerAblation", "LayerAblationCam"]
 
@@ -66,6 +69,14 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             norm of the group's maps; or a callable
             ``(scores, ablated_scores, labels, activations) -> (N, K)``.
             Default: ``"drop_per_map"``, since the paper's counts a group of n maps n times
+        parts (str, optional): ``"signed"`` takes each map apart into what it says above its
+            baseline and what it says below, where there is any; ``"whole"`` keeps maps whole and
+            paints the magnitude of their deviation. Given labels `(N, C)` keep them whole as well;
+            labels `(N, 2 C)` are of parts, those above the baseline first. Default: ``"signed"``
+        unpainted (str, optional): What becomes of values that `reshape_transform` drops, such as
+            the class token, when a part is switched off: ``"keep"`` leaves them as they are, since
+            what the score loses through them would be painted elsewhere; ``"ablate"`` switches them
+            off too. Default: ``"keep"``
         channel_dim (int, optional): Axis of the maps in the layer's own output, -1 for tokens and
             channels-last layers. Default: 1
         reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)` for
@@ -99,6 +110,8 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         clusterer: Any = "kmeans",
         n_clusters: int | Literal["auto"] = 64,
         weighting: Any = "drop_per_map",
+        parts: Literal["signed", "whole"] = "signed",
+        unpainted: Literal["keep", "ablate"] = "keep",
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
         replay: Literal["auto", "suffix", "full"] = "auto",
@@ -112,8 +125,12 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             reshape_transform=reshape_transform,
         )
         check_choice("replay", replay, ("auto", "suffix", "full"))
+        check_parts(parts)
+        check_choice("unpainted", unpainted, ("keep", "ablate"))
         self.clusterer = as_clusterer(clusterer, n_clusters)
         self.weighting = as_weighting(weighting)
+        self.parts: str = parts
+        self.unpainted: str = unpainted
         self.replay = replay
         self._checked: set[Any] = set()
 
@@ -168,7 +185,11 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
     def _measure(
         self, first: FirstPass, baselines: Any, chunk: int | None, show_progress: bool
     ) -> _Measured:
-        """The groups, and the scores without each."""
+        """The parts of the maps, their groups, and the scores without each."""
+        ready = as_baselines(baselines, first.activations)
+        parts = self._parts(first, self.clusterer, self.parts, baselines)
+        if self.unpainted == "keep":
+            ready = [self._keep(*pair) for pair in zip(first.activations, ready, strict=True)]
         dims = [self._channel_dim(tensor) for tensor in first.activations]
         check, key = self._needs_check(first)
 
@@ -176,7 +197,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
             return replay(first, ablation, Replaying(self.replay, chunk, check, tick))
 
         def ablate(groups: list[Groups]) -> Ablation:
-            return Ablation.of(first.activations, groups, dims, baselines)
+            return Ablation.of(first.activations, groups, dims, ready)
 
         def bar(total: int) -> AbstractContextManager[Callable[[int], object]]:
             return progress(self.get_name(), total, show_progress)
@@ -185,24 +206,28 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         if hasattr(self.clusterer, "search"):  # it asks for drops, as Adaptive does
             asking: Any = self.clusterer
             with bar(asking.budget) as tick:
-                found = _descend(asking, first, lambda groups: run(ablate(groups), tick))
+                found = _descend(asking, first, parts, lambda groups: run(ablate(groups), tick))
             groups = found.groups
         else:
             groups = [
-                group_maps(self.clusterer, maps, jointly=first.has_joint_score)
-                for maps in first.maps
+                group_parts(self.clusterer, one, jointly=first.has_joint_score) for one in parts
             ]
         ablation = ablate(groups)
         if hasattr(self.weighting, "measure"):  # it asks for orders, as Shapley does
             weighting: Any = self.weighting
             with bar(weighting.n_permutations * ablation.n_groups) as tick:
-                found = _in_orders(weighting, groups, ablation, lambda one: run(one, tick))
+                found = _in_orders(weighting, parts, groups, ablation, lambda one: run(one, tick))
         elif found is None:
             with bar(ablation.n_groups) as tick:
-                found = _Measured(groups, run(ablation, tick))
+                found = _Measured(parts, groups, run(ablation, tick))
         if found.replayed.path == "suffix":
             self._checked.add(key)
         return found
+
+    def _keep(self, activation: Tensor, baseline: Tensor) -> Tensor:
+        """A baseline that leaves what the heat map does not show as it is."""
+        painted = self._painted(activation)
+        return baseline if painted is None else torch.where(painted, baseline, activation)
 
     def _needs_check(self, first: FirstPass) -> tuple[bool, Any]:
         """Where reading a value makes the host wait, one check per layer and shapes is enough."""
@@ -213,47 +238,55 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
     def _result(
         self, maps: list[Tensor], measured: _Measured, relu: bool, sum_maps: bool
     ) -> ClusteredAttribution:
-        groups, replayed, errors = measured.groups, measured.replayed, measured.errors
+        parts, groups, replayed = measured.parts, measured.groups, measured.replayed
+        errors = measured.errors
         counts = [grouped.n_groups for grouped in groups]
         ablated = replayed.ablated_scores.split(counts, dim=1)
         weights = [
-            self._group_weights(replayed.scores, part, grouped, tensor)
-            for part, grouped, tensor in zip(ablated, groups, maps, strict=True)
+            self._group_weights(replayed.scores, scores, grouped, one.values)
+            for scores, grouped, one in zip(ablated, groups, parts, strict=True)
         ]
         share = getattr(self.weighting, "share", None) or _equally
-        channel_weights = [
-            share(weight, grouped.labels, tensor)
-            for weight, grouped, tensor in zip(weights, groups, maps, strict=True)
+        part_weights = [
+            share(weight, grouped.labels, one.values)
+            for weight, grouped, one in zip(weights, groups, parts, strict=True)
         ]
         heats = [
-            build(tensor, weight, relu, sum_maps)
-            for tensor, weight in zip(maps, channel_weights, strict=True)
+            one.paint(weight, relu, sum_maps)
+            for one, weight in zip(parts, part_weights, strict=True)
         ]
+        labels = [
+            one.by_map(grouped.labels, -1) for one, grouped in zip(parts, groups, strict=True)
+        ]
+        by_map = [one.by_map(weight, 0) for one, weight in zip(parts, part_weights, strict=True)]
         return ClusteredAttribution(
             attributions=unwrap(heats),
             activations=unwrap(maps),
-            labels=unwrap(grouped.labels for grouped in groups),
+            parts=unwrap(one.values for one in parts),
+            labels=unwrap(above for above, _ in labels),
+            labels_below=unwrap(below for _, below in labels),
             scores=replayed.scores,
             ablated_scores=unwrap(ablated),
             group_weights=unwrap(weights),
             valid=unwrap(grouped.sizes > 0 for grouped in groups),
-            channel_weights=unwrap(channel_weights),
+            channel_weights=unwrap(above for above, _ in by_map),
+            channel_weights_below=unwrap(below for _, below in by_map),
             replay=replayed.path,
             replay_reason=replayed.reason,
             standard_errors=None if errors is None else unwrap(errors.split(counts, dim=1)),
         )
 
     def _group_weights(
-        self, scores: Tensor, ablated: Tensor, grouped: Groups, maps: Tensor
+        self, scores: Tensor, ablated: Tensor, grouped: Groups, values: Tensor
     ) -> Tensor:
         """The weights `(N, K)`, 0 for a group that an example does not have."""
-        n, k = len(maps), grouped.n_groups
+        n, k = len(values), grouped.n_groups
         precise = torch.promote_types(scores.dtype, torch.float32)
         weights = self.weighting(
             scores.to(precise).expand(n),
             ablated.to(precise).expand(n, k),
             grouped.labels,
-            maps,
+            values,
         )
         if not isinstance(weights, Tensor) or weights.shape != (n, k):
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -266,19 +299,24 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
 
 @dataclass(frozen=True)
 class _Measured:
-    """Groups of each of the layer's tensors, their scores, and standard errors of these, if any."""
+    """Parts and groups of each of the layer's tensors, their scores, standard errors, if any."""
 
+    parts: list[Parts]
     groups: list[Groups]
     replayed: Replay
     errors: Tensor | None = None  # (N, K)
 
 
 def _equally(weights: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-    return by_map(weights, labels)
+    return by_group(weights, labels)
 
 
 def _in_orders(
-    weighting: Any, groups: list[Groups], ablation: Ablation, run: Callable[[Ablation], Replay]
+    weighting: Any,
+    parts: list[Parts],
+    groups: list[Groups],
+    ablation: Ablation,
+    run: Callable[[Ablation], Replay],
 ) -> _Measured:
     """Scores of groups that are switched off one after the other, in the orders asked for."""
     last: list[Replay] = []
@@ -289,10 +327,12 @@ def _in_orders(
 
     values, errors = weighting.measure(ablation.n_groups, in_order)  # (N, K)
     without = last[0].scores.unsqueeze(1) - values
-    return _Measured(groups, replace(last[0], ablated_scores=without), errors)
+    return _Measured(parts, groups, replace(last[0], ablated_scores=without), errors)
 
 
-def _descend(clusterer: Any, first: FirstPass, run: Callable[[list[Groups]], Replay]) -> _Measured:
+def _descend(
+    clusterer: Any, first: FirstPass, parts: list[Parts], run: Callable[[list[Groups]], Replay]
+) -> _Measured:
     """Groups that depend on the drops, in the rounds that the clusterer asks for."""
     kind = type(clusterer).__name__
     if len(first.maps) > 1:
@@ -300,14 +340,15 @@ def _descend(clusterer: Any, first: FirstPass, run: Callable[[list[Groups]], Rep
             f"`clusterer` must not be {kind} for a layer that gives several tensors; this one "
             f"gives {len(first.maps)}. Choose a layer that gives one."
         )
-    (maps,) = first.maps
+    (one,) = parts
+    n = first.model.n
     if first.has_joint_score:
         raise ValueError(
             f"`clusterer` must not be {kind} for a model that gives one score for the whole "
-            f"batch; got {len(maps)} examples and {len(first.scores)} score. Pass one example at "
+            f"batch; got {n} examples and {len(first.scores)} score. Pass one example at "
             "a time."
         )
-    search = clusterer.search(maps.reshape(*maps.shape[:2], -1))  # (N, C, D)
+    search = clusterer.search(one.features)  # (N, P, D)
     labels = next(search)
     while True:
         replayed = run([numbered(labels)])
@@ -317,7 +358,7 @@ def _descend(clusterer: Any, first: FirstPass, run: Callable[[list[Groups]], Rep
             labels, drops = end.value
             break
     without = replayed.scores.unsqueeze(1) - drops.to(replayed.scores)
-    return _Measured([numbered(labels)], replace(replayed, ablated_scores=without))
+    return _Measured(parts, [numbered(labels)], replace(replayed, ablated_scores=without))
 
 
 class LayerAblationCam(ClusteredLayerAblation):
@@ -339,6 +380,8 @@ class LayerAblationCam(ClusteredLayerAblation):
         device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
         weighting (str or callable, optional): ``"drop"``, ``"drop_per_norm"``, or what else
             :class:`ClusteredLayerAblation` takes. Default: ``"drop"``
+        parts (str, optional): ``"signed"`` or ``"whole"``, as there. Default: ``"signed"``
+        unpainted (str, optional): ``"keep"`` or ``"ablate"``, as there. Default: ``"keep"``
         channel_dim (int, optional): Axis of the maps in the layer's own output. Default: 1
         reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)`.
             Default: None
@@ -359,6 +402,8 @@ class LayerAblationCam(ClusteredLayerAblation):
         device_ids: list[int] | None = None,
         *,
         weighting: Any = "drop",
+        parts: Literal["signed", "whole"] = "signed",
+        unpainted: Literal["keep", "ablate"] = "keep",
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
         replay: Literal["auto", "suffix", "full"] = "auto",
@@ -369,6 +414,8 @@ class LayerAblationCam(ClusteredLayerAblation):
             device_ids,
             clusterer=EveryMap(),
             weighting=weighting,
+            parts=parts,
+            unpainted=unpainted,
             channel_dim=channel_dim,
             reshape_transform=reshape_transform,
             replay=replay,

@@ -7,26 +7,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+import torch
 from captum._utils.gradient import compute_layer_gradients_and_eval
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_clustered._checks import check_choice
 from captum_clustered._warn import warn
-from captum_clustered.clustering import Clusterer, Groups, group
+from captum_clustered.clustering import Clusterer, GivenLabels, Groups, RandomGroups, group
 from captum_clustered.engine.calls import LayerIO
 from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.model import Model, ModuleStates, as_model, borrowed
+from captum_clustered.engine.parts import Parts, as_parts
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, to_maps
 from captum_clustered.targets import Target, format_target
 
-__all__ = ["LayerExplainer", "check_perturbations", "group_maps", "progress", "unwrap"]
+__all__ = [
+    "LayerExplainer",
+    "check_parts",
+    "check_perturbations",
+    "group_maps",
+    "group_parts",
+    "is_given",
+    "progress",
+    "unwrap",
+]
 
 
 class LayerExplainer(LayerAttribution):
@@ -159,6 +171,58 @@ class LayerExplainer(LayerAttribution):
         channel_dim = self._channel_dim(activations)
         return to_maps(activations, channel_dim, self.reshape_transform, self.layer, input_ndim)
 
+    def _parts(
+        self, first: FirstPass, clusterer: Clusterer, parts: str, baselines: Any = None
+    ) -> list[Parts]:
+        """Takes the maps of each of the layer's tensors apart.
+
+        Args:
+            first (FirstPass): The first pass, with maps.
+            clusterer (Clusterer): One with given labels of whole maps keeps them whole.
+            parts (str): ``"signed"`` or ``"whole"``.
+            baselines (scalar, Tensor, tuple or None, optional): As the caller passed them.
+                Default: None (zero)
+        """
+        n = len(first.maps)
+        given = baselines if isinstance(baselines, tuple) else (baselines,) * n
+        found = []
+        for maps, activation, baseline in zip(first.maps, first.activations, given, strict=True):
+            like = None
+            if isinstance(baseline, Tensor) or baseline:  # no number but 0 is false
+                value = torch.as_tensor(baseline, dtype=maps.dtype, device=maps.device)
+                like = self._maps(value.expand_as(activation), first.model.args[0].ndim)
+            c = maps.shape[1]
+            whole = parts == "whole" or _has_labels_of(clusterer, c)
+            both = not whole and _has_labels_of(clusterer, 2 * c)
+            known = first.rectified and like is None and self.reshape_transform is None
+            found.append(as_parts(maps, like, whole=whole, both=both, rectified=known))
+        return found
+
+    def _painted(self, activation: Tensor) -> Tensor | None:
+        """Which values of the layer's output the heat map shows, bool `(1, …)`; None for all.
+
+        A reshape transform may drop tokens. What it drops has no gradient; of a transform that has
+        none either, such as one by NumPy, what it drops does not come out.
+        """
+        if self.reshape_transform is None:
+            return None
+        count = activation[0].numel()
+        # on the CPU, where gradients can be taken whatever stands in for the device
+        probe = torch.arange(1, count + 1, device="cpu").div(count)
+        probe = probe.reshape(1, *activation.shape[1:])
+        with torch.enable_grad(), suppress(RuntimeError):
+            maps = self.reshape_transform(probe.requires_grad_())
+            # with unequal weights, since the sum of what has no mean has no gradient
+            unequal = torch.arange(1, maps.numel() + 1, device="cpu").sin().view_as(maps)
+            (slopes,) = torch.autograd.grad((maps * unequal).sum(), probe)
+            return slopes.ne(0).to(activation.device)
+        probe = probe.detach()
+        with suppress(RuntimeError):
+            maps = self.reshape_transform(probe).to(probe.dtype)
+            computed = ~torch.isin(maps, probe).all()  # then nothing is known
+            return (torch.isin(probe, maps) | computed).to(activation.device)
+        return None
+
     def _channel_dim(self, activations: Tensor) -> int:
         dim = self.channel_dim + (activations.ndim if self.channel_dim < 0 else 0)
         if not 0 < dim < activations.ndim:
@@ -262,6 +326,55 @@ def group_maps(clusterer: Clusterer, maps: Tensor, *, jointly: bool = False) -> 
         return group(clusterer, features)
     shared = group(clusterer, features.transpose(0, 1).flatten(1).unsqueeze(0))  # (1, C, N * D)
     return Groups(shared.labels.expand(n, -1), shared.n_groups, shared.sizes.expand(n, -1))
+
+
+def group_parts(clusterer: Clusterer, parts: Parts, *, jointly: bool = False) -> Groups:
+    """Groups the parts of maps.
+
+    An example without parts below the baseline is clustered as if there were none in the batch, so
+    that no result depends on an example's neighbours.
+
+    Args:
+        clusterer (Clusterer): From :func:`captum_clustered.clustering.as_clusterer`.
+        parts (Parts): The parts of each map.
+        jointly (bool, optional): As for :func:`group_maps`. Default: False
+
+    Returns:
+        *Groups*: With labels `(N, P)`.
+    """
+    mixed = parts.two_sided and not jointly and not is_given(clusterer)
+    if not mixed or parts.features.device.type != "cpu" or bool(parts.signed.all()):
+        return group_maps(clusterer, parts.features, jointly=jointly)
+    n, p = parts.features.shape[:2]
+    some = {
+        rows: group(clusterer, parts.features[rows == parts.signed][:, :count])
+        for rows, count in ((True, p), (False, parts.n_maps))
+    }
+    k = max(grouped.n_groups for grouped in some.values())
+    labels = torch.full((n, p), -1, dtype=torch.int64)
+    sizes = torch.zeros(n, k, dtype=torch.int64)
+    for rows, grouped in some.items():
+        at = (parts.signed == rows).nonzero().squeeze(1)
+        labels[at, : grouped.labels.shape[1]] = grouped.labels
+        sizes[at, : grouped.n_groups] = grouped.sizes
+    return Groups(labels, k, sizes)
+
+
+def _has_labels_of(clusterer: Clusterer, count: int) -> bool:
+    """Whether labels of so many maps, or parts, were given beforehand."""
+    like = clusterer.like if isinstance(clusterer, RandomGroups) else clusterer
+    return isinstance(like, GivenLabels) and like.labels.shape[-1] == count
+
+
+def is_given(clusterer: Clusterer) -> bool:
+    """Whether the labels, or the sizes of the groups, were given beforehand."""
+    like = clusterer.like if isinstance(clusterer, RandomGroups) else clusterer
+    return isinstance(like, GivenLabels)
+
+
+def check_parts(parts: Any) -> None:
+    """Raises where `parts` is neither ``"signed"`` nor ``"whole"``."""
+    check_choice("parts", parts, ("signed", "whole"))
 
 
 def unwrap(tensors: Iterable[Tensor]) -> Tensors:

@@ -1,10 +1,10 @@
-"""Grad-CAM by Captum, with the manners of this package."""
+"""Grad-CAM by Captum, with the manners of this package, and HiResCAM."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from captum.attr import LayerGradCam
+from captum.attr import GradientAttribution, LayerGradCam
 from torch import Tensor
 
 from captum_clustered.engine.model import as_model, borrowed
@@ -14,7 +14,7 @@ from captum_clustered.heatmap import build, to_maps
 from captum_clustered.targets import Target, check_target, format_target, select
 from captum_clustered.weighting import gradient_weights
 
-__all__ = ["GradCam"]
+__all__ = ["GradCam", "LayerHiResCam"]
 
 
 class GradCam(LayerExplainer, LayerGradCam):
@@ -105,3 +105,71 @@ class GradCam(LayerExplainer, LayerGradCam):
             to_maps(part.detach(), 1, None, self.layer, model.args[0].ndim)
             for part in (found if isinstance(found, tuple) else (found,))
         ]
+
+
+class LayerHiResCam(LayerExplainer, GradientAttribution):
+    r"""HiResCAM: gradient times activation, summed over the maps.
+
+    With :math:`g_k` the gradient of the score with respect to the map :math:`A_k`,
+
+    .. math:: M = \mathrm{ReLU}\Big(\sum_k g_k \odot A_k\Big)
+
+    (Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
+    neural networks", arXiv 2011.08891). Unlike Grad-CAM, the gradient is not averaged over the map,
+    so that it is right on maps with two signs, and behind a head that is not pooled. Before the
+    ReLU it is Captum's `LayerGradientXActivation`, summed over the maps.
+
+    Args:
+        forward_func (callable): The model, or a function that runs it.
+        layer (nn.Module): The layer.
+        device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
+        channel_dim (int, optional): Axis of the maps in the layer's own output. Default: 1
+        reshape_transform (callable, optional): Turns the layer's output, and its gradient, into
+            `(N, C, *spatial)`; it may move and leave out values, but not change them.
+            Default: None
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+        >>> LayerHiResCam(model, model[0]).attribute(torch.rand(3, 1, 4, 4), target=1).shape
+        torch.Size([3, 1, 2, 2])
+    """
+
+    def explain(
+        self,
+        inputs: Tensors,
+        target: Target = None,
+        *,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = True,
+        attr_dim_summation: bool = True,
+    ) -> Attribution:
+        """Computes the heat map.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
+            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model. Default: None
+            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
+            relu_attributions (bool, optional): Set negative values to zero. Default: True
+            attr_dim_summation (bool, optional): Sum over the maps. Default: True
+
+        Returns:
+            *Attribution*: The heat map.
+
+        Raises:
+            TypeError: If an argument is of a wrong type.
+            ValueError: If a shape or a value does not fit, or the score has no gradient.
+        """
+        with self._first_pass(
+            inputs, target, additional_forward_args, attribute_to_layer_input, gradients=True
+        ) as first:
+            heats = []
+            for maps, gradients in zip(first.maps, first.gradients, strict=True):
+                heat = gradients * maps  # (N, C, *spatial)
+                heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
+                heats.append(heat.relu() if relu_attributions else heat)
+            return Attribution(unwrap(heats))

@@ -186,6 +186,7 @@ class LayerGroupCam(LayerExplainer, PerturbationAttribution):
             attributions=unwrap(heats),
             activations=unwrap(first.maps),
             labels=unwrap(grouped.labels for grouped in groups),
+            labels_below=unwrap(grouped.labels for grouped in groups),
             group_maps=unwrap(joints),
             masked_scores=unwrap(one.scores for one in seen),
             hidden_scores=hidden,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_int
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.explainers.base import LayerExplainer, group_maps, progress
+from captum_clustered.explainers.base import LayerExplainer, check_parts, group_parts, progress
 from captum_clustered.explainers.masking import MaskedImage, joint_maps, precise
 from captum_clustered.explainers.results import OptimizationAttribution, Tensors
 from captum_clustered.fills import Fill
-from captum_clustered.heatmap import ReshapeTransform, build, enlarge, normalize
+from captum_clustered.heatmap import ReshapeTransform, enlarge, normalize
 from captum_clustered.targets import Score, Target
 from captum_clustered.weighting import SHARES, by_map
 
@@ -55,6 +55,9 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
         lr (float, optional): Adam's step size. Default: 0.5
         score (str or callable, optional): :math:`f`; see
             :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
+        parts (str, optional): ``"signed"`` takes each map apart into what it says above zero and
+            what it says below; ``"whole"`` takes its magnitude, as for
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"signed"``
         fill (float, Tensor or str, optional): What replaces the part that the mask hides, as for
             :func:`captum_clustered.fills.fill_image`. Default: 0.0
         masked_input (int, optional): Which of several inputs is the image. Default: 0
@@ -85,6 +88,7 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
         n_steps: int = 10,
         lr: float = 0.5,
         score: Score = "log_odds",
+        parts: Literal["signed", "whole"] = "signed",
         fill: Fill = 0.0,
         masked_input: int = 0,
         channel_dim: int = 1,
@@ -103,6 +107,8 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
         fits = isinstance(lr, (int, float)) and not isinstance(lr, bool) and math.isfinite(lr)
         if not fits or lr <= 0:
             raise ValueError(f"`lr` must be a number > 0; got {lr!r}.")
+        check_parts(parts)
+        self.parts: str = parts
         self.clusterer = as_clusterer(clusterer, n_clusters)
         self.n_steps = n_steps
         self.lr = lr
@@ -153,20 +159,22 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
                     f"{len(first.maps)}. Choose another layer."
                 )
             view = MaskedImage.of(first, self.masked_input, self.fill)
-            (maps,) = first.maps
-            groups = group_maps(self.clusterer, maps, jointly=first.has_joint_score)
-            joint = joint_maps(precise(maps), groups)  # (N, K, *spatial)
+            (parts,) = self._parts(first, self.clusterer, self.parts)
+            groups = group_parts(self.clusterer, parts, jointly=first.has_joint_score)
+            joint = joint_maps(precise(parts.values), groups)  # (N, K, *spatial)
             ones = torch.ones_like(groups.sizes, dtype=joint.dtype)
-            shares = SHARES["mass"](ones, groups.labels, maps)
-            parts = joint * shares.reshape(*shares.shape, *[1] * (joint.ndim - 2))
+            shares = SHARES["mass"](ones, groups.labels, parts.values)
+            shared = joint * shares.reshape(*shares.shape, *[1] * (joint.ndim - 2))
             with progress(self.get_name(), self.n_steps, show_progress) as tick:
-                weights, objectives = self._optimise(view, parts, groups.sizes > 0, tick)
-        by_group = SHARES["mass"](weights, groups.labels, maps)
-        heat = build(maps, by_map(by_group, groups.labels), relu=False, sum_maps=attr_dim_summation)
+                weights, objectives = self._optimise(view, shared, groups.sizes > 0, tick)
+        by_group = SHARES["mass"](weights, groups.labels, parts.values)
+        heat = parts.paint(by_map(by_group, groups.labels), False, attr_dim_summation)
+        labels, labels_below = parts.by_map(groups.labels, -1)
         return OptimizationAttribution(
             attributions=heat,
-            activations=maps,
-            labels=groups.labels,
+            activations=first.maps[0],
+            labels=labels,
+            labels_below=labels_below,
             group_weights=weights,
             valid=groups.sizes > 0,
             objectives=objectives,

@@ -249,23 +249,42 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One group of maps of one example.
+    """One group of maps, or of parts of maps, of one example.
 
     Attributes:
         number (int): Its label.
-        members (tuple[int, ...]): Its maps, rising.
+        members (tuple[int, ...]): The maps of which it has what they say above their baseline,
+            rising: all its maps, where none of them has values below.
+        below (tuple[int, ...]): The maps of which it has what they say below, rising.
+        size (int): How many parts it has; of whole maps, how many maps.
         drop (float): How far the score falls when the group is switched off; negative if it rises.
         ablated_score (float): The score without it.
-        weight (float): The weight that each of its maps carries, or that they share.
-        mean_map (Tensor): The mean of its maps, `(*spatial)`, unscaled, on the CPU.
+        weight (float): The weight that each of its parts carries, or that they share.
+        mean_map (Tensor): The mean of its parts, `(*spatial)`, nowhere negative, unscaled, on the
+            CPU.
     """
 
     number: int
     members: tuple[int, ...]
+    below: tuple[int, ...]
+    size: int
     drop: float
     ablated_score: float
     weight: float
     mean_map: Tensor
+
+    @property
+    def words(self) -> str:
+        """How large the group is, in words.
+
+        Example::
+
+            >>> Group(0, (1, 4), (2,), 3, 0.1, 0.9, 1.0, torch.ones(2, 2)).words
+            '3 parts, 1 below'
+        """
+        if self.size == len(self.members):  # whole maps, or only what lies above the baseline
+            return counted(self.size, "map")
+        return f"{counted(self.size, 'part')}, {len(self.below)} below"
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,17 +300,26 @@ class ClusteredAttribution(Attribution):
         attributions (Tensor or tuple[Tensor, ...]): * The heat map, `(N, 1, *spatial)`, or
             `(N, C, *spatial)` with ``attr_dim_summation=False``.
         activations (Tensor or tuple[Tensor, ...]): * The maps, `(N, C, *spatial)`.
-        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: each map's group; -1 marks a dead
-            map, or one that the clusterer put into no group.
+        parts (Tensor or tuple[Tensor, ...]): * What is painted, `(N, P, *spatial)`, nowhere
+            negative: what each map says above its baseline, and behind that in the same order, if
+            any map has values below, what each says below. `P` is then `2 C`, else `C`; of whole
+            maps it is `C`, and the parts are the magnitudes.
+        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: the group of what each map says
+            above its baseline; -1 if that is nothing, or if the clusterer put it into no group.
+        labels_below (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: the group of what each map
+            says below; -1 everywhere for a layer behind a ReLU.
         scores (Tensor): The target scores, `(N,)`; `(1,)` where the model gives one score for the
             whole batch.
         ablated_scores (Tensor or tuple[Tensor, ...]): * The scores without each group, `(N, K)`;
             `(1, K)` where the model gives one score for the whole batch.
-        group_weights (Tensor or tuple[Tensor, ...]): * The weight that each map of a group carries,
-            or that they share, as the weighting says, `(N, K)`; 0 for a group that an example does
-            not have.
+        group_weights (Tensor or tuple[Tensor, ...]): * The weight that each part of a group
+            carries, or that they share, as the weighting says, `(N, K)`; 0 for a group that an
+            example does not have.
         valid (Tensor or tuple[Tensor, ...]): * bool `(N, K)`: which groups an example has.
-        channel_weights (Tensor or tuple[Tensor, ...]): * The weight of each map, `(N, C)`.
+        channel_weights (Tensor or tuple[Tensor, ...]): * The weight of what each map says above its
+            baseline, `(N, C)`.
+        channel_weights_below (Tensor or tuple[Tensor, ...]): * The weight of what each says below,
+            `(N, C)`.
         replay (str): ``"suffix"`` if only the part after the layer ran again, else ``"full"``.
         replay_reason (str or None): Why the whole model ran again.
         standard_errors (Tensor or tuple[Tensor, ...] or None): * Of `ablated_scores`, where these
@@ -299,12 +327,15 @@ class ClusteredAttribution(Attribution):
     """
 
     activations: Tensors
+    parts: Tensors
     labels: Tensors
+    labels_below: Tensors
     scores: Tensor
     ablated_scores: Tensors
     group_weights: Tensors
     valid: Tensors
     channel_weights: Tensors
+    channel_weights_below: Tensors
     replay: Literal["suffix", "full"]
     replay_reason: str | None = None
     standard_errors: Tensors | None = None
@@ -340,7 +371,7 @@ class ClusteredAttribution(Attribution):
         return _drops(self)
 
     def groups(self, example: int = 0) -> list[Group]:
-        """The groups of an example, those with the largest number of maps first.
+        """The groups of an example, those with the largest number of parts first.
 
         Args:
             example (int, optional): Which example of the batch. Default: 0
@@ -351,27 +382,30 @@ class ClusteredAttribution(Attribution):
         Raises:
             ValueError: If the layer gives several tensors, or there is no such example.
         """
-        maps = self._of("activations", example)  # (C, *spatial)
+        parts = self._of("parts", example)  # (P, *spatial)
+        above, below = self._of("labels", example), self._of("labels_below", example)  # (C,)
+        labels = torch.cat([above, below])[: len(parts)]  # (P,)
         valid = self._of("valid", example)  # (K,)
         drops, ablated, weights = (
             self._of(name, example).tolist()
             for name in ("drops", "ablated_scores", "group_weights")
         )
-        members: dict[int, list[int]] = {}
-        for channel, number in enumerate(self._of("labels", example).tolist()):
-            members.setdefault(number, []).append(channel)
-        found = [
-            Group(
-                number=number,
-                members=tuple(members[number]),
-                drop=drops[number],
-                ablated_score=ablated[number],
-                weight=weights[number],
-                mean_map=maps[members[number]].mean(0),
+        found = []
+        for number in valid.nonzero().flatten().tolist():
+            members = labels == number
+            found.append(
+                Group(
+                    number=number,
+                    members=_places(above == number),
+                    below=_places(below == number),
+                    size=int(members.sum()),
+                    drop=drops[number],
+                    ablated_score=ablated[number],
+                    weight=weights[number],
+                    mean_map=parts[members].mean(0),
+                )
             )
-            for number in valid.nonzero().flatten().tolist()
-        ]
-        return sorted(found, key=lambda group: -len(group.members))
+        return sorted(found, key=lambda group: -group.size)
 
     def counts(self, example: int = 0) -> dict[str, int]:
         """How many maps an example has, and how many of them are in no group.
@@ -380,17 +414,18 @@ class ClusteredAttribution(Attribution):
             example (int, optional): Which example of the batch. Default: 0
 
         Returns:
-            *dict*: ``"maps"``; ``"dead_maps"``, which are zero everywhere; ``"maps_in_no_group"``,
-            which the clusterer left out though they are not dead.
+            *dict*: ``"maps"``; ``"dead_maps"``, which equal their baseline everywhere;
+            ``"maps_in_no_group"``, which the clusterer left out though they are not dead.
 
         Raises:
             ValueError: If the layer gives several tensors, or there is no such example.
         """
-        maps = self._of("activations", example)  # (C, *spatial)
-        dead = (maps.flatten(1) == 0).all(1)  # (C,)
-        left_out = (self._of("labels", example) < 0) & ~dead
+        above, below = self._of("labels", example), self._of("labels_below", example)  # (C,)
+        parts = self._of("parts", example).flatten(1)  # (P, D)
+        dead = (parts == 0).all(1).reshape(-1, len(above)).all(0)  # (C,)
+        left_out = (above < 0) & (below < 0) & ~dead
         return {
-            "maps": len(maps),
+            "maps": len(above),
             "dead_maps": int(dead.sum()),
             "maps_in_no_group": int(left_out.sum()),
         }
@@ -405,6 +440,7 @@ class ClusteredAttribution(Attribution):
             {
                 "group": group.number,
                 "maps": len(group.members),
+                "maps_below": len(group.below),
                 "drop": group.drop,
                 "score_without": group.ablated_score,
                 "weight": group.weight,
@@ -419,7 +455,7 @@ class ClusteredAttribution(Attribution):
         rows = [
             GroupRow(
                 _panel(group.mean_map if at is None else group.mean_map[at], _SMALL),
-                len(group.members),
+                group.size,
                 group.drop,
                 group.weight,
                 AGAINST if group.drop < 0 else FOR,
@@ -435,6 +471,10 @@ class ClusteredAttribution(Attribution):
         }
 
 
+def _places(chosen: Tensor) -> tuple[int, ...]:
+    return tuple(chosen.nonzero().flatten().tolist())
+
+
 @dataclass(frozen=True, eq=False)
 class MaskingAttribution(Attribution):
     """Everything that one call of `explain` found out.
@@ -446,7 +486,10 @@ class MaskingAttribution(Attribution):
         attributions (Tensor or tuple[Tensor, ...]): * The heat map, `(N, 1, *spatial)`, or
             `(N, C, *spatial)` with ``attr_dim_summation=False``.
         activations (Tensor or tuple[Tensor, ...]): * The maps, `(N, C, *spatial)`.
-        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: each map's group; -1 is none.
+        labels (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: the group of what each map says
+            above zero; -1 is none.
+        labels_below (Tensor or tuple[Tensor, ...]): * int64 `(N, C)`: the group of what each map
+            says below zero; of methods that keep maps whole, the same group.
         group_maps (Tensor or tuple[Tensor, ...]): * The joint map of each group, from which its
             mask is made, in the layer's own resolution, `(N, K, *spatial)`.
         masked_scores (Tensor or tuple[Tensor, ...]): * The target score of the image under each
@@ -462,6 +505,7 @@ class MaskingAttribution(Attribution):
 
     activations: Tensors
     labels: Tensors
+    labels_below: Tensors
     group_maps: Tensors
     masked_scores: Tensors
     hidden_scores: Tensor | None
@@ -479,7 +523,8 @@ class OptimizationAttribution(Attribution):
         attributions (Tensor): The heat map, `(N, 1, *spatial)`, or `(N, C, *spatial)` with
             ``attr_dim_summation=False``.
         activations (Tensor): The maps, `(N, C, *spatial)`.
-        labels (Tensor): int64 `(N, C)`: each map's group; -1 is none.
+        labels (Tensor): int64 `(N, C)`: the group of what each map says above zero; -1 is none.
+        labels_below (Tensor): int64 `(N, C)`: the group of what each map says below zero.
         group_weights (Tensor): The weight of each group, `(N, K)`; those of an example sum to 1.
         valid (Tensor): bool `(N, K)`: which groups an example has.
         objectives (Tensor): The objective before each step, `(N, T)`.
@@ -487,6 +532,7 @@ class OptimizationAttribution(Attribution):
 
     activations: Tensor
     labels: Tensor
+    labels_below: Tensor
     group_weights: Tensor
     valid: Tensor
     objectives: Tensor

@@ -13,15 +13,16 @@ from captum_clustered._checks import check_choice, check_int
 from captum_clustered.clustering import Groups, as_clusterer
 from captum_clustered.explainers.base import (
     LayerExplainer,
+    check_parts,
     check_perturbations,
-    group_maps,
+    group_parts,
     progress,
     unwrap,
 )
 from captum_clustered.explainers.masking import MaskedImage, joint_maps, precise
 from captum_clustered.explainers.results import MaskingAttribution, Tensors
 from captum_clustered.fills import Fill
-from captum_clustered.heatmap import ReshapeTransform, build
+from captum_clustered.heatmap import ReshapeTransform
 from captum_clustered.targets import Score, Target
 from captum_clustered.weighting import SHARES, by_map
 
@@ -69,6 +70,9 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
             ``"none"`` gives it whole to each. Default: ``"mass"``
         keep_fraction (float, optional): Share of the groups that contribute to the heat map, in
             (0, 1]: those with the highest scores. Default: None (all)
+        parts (str, optional): ``"signed"`` takes each map apart into what it says above zero and
+            what it says below; ``"whole"`` takes its magnitude, as for
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"signed"``
         fill (float, Tensor or str, optional): What replaces the hidden pixels, in the space of
             the model's input: a number, a tensor, ``"blur"``, or anything else that
             :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
@@ -102,6 +106,7 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
         temperature: float = 0.5,
         share: Literal["map", "mass", "none"] = "mass",
         keep_fraction: float | None = None,
+        parts: Literal["signed", "whole"] = "signed",
         fill: Fill = 0.0,
         masked_input: int = 0,
         channel_dim: int = 1,
@@ -127,6 +132,8 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
                 f"`keep_fraction` must lie in (0, 1], or be None; got {keep_fraction!r}."
             )
         self.clusterer = as_clusterer(clusterer, n_clusters)
+        check_parts(parts)
+        self.parts: str = parts
         self.fill = fill
         self.masked_input = masked_input
         self.score = score
@@ -178,13 +185,13 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
             inputs, target, additional_forward_args, attribute_to_layer_input
         ) as first:
             view = MaskedImage.of(first, self.masked_input, self.fill)
+            parts = self._parts(first, self.clusterer, self.parts)
             groups = [
-                group_maps(self.clusterer, maps, jointly=first.has_joint_score)
-                for maps in first.maps
+                group_parts(self.clusterer, one, jointly=first.has_joint_score) for one in parts
             ]
             joints = [
-                joint_maps(precise(maps), grouped)
-                for maps, grouped in zip(first.maps, groups, strict=True)
+                joint_maps(precise(one.values), grouped)
+                for one, grouped in zip(parts, groups, strict=True)
             ]
             total = sum(grouped.n_groups for grouped in groups)
             with progress(self.get_name(), total, show_progress) as tick:
@@ -196,17 +203,21 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
                     seen = view.see(*arguments)
         valid = [(grouped.sizes > 0) & ~one.flat for grouped, one in zip(groups, seen, strict=True)]
         weights = [
-            self._weights(one.scores, hidden, real, grouped, maps)
-            for one, real, grouped, maps in zip(seen, valid, groups, first.maps, strict=True)
+            self._weights(behind.scores, hidden, real, grouped, one.values)
+            for behind, real, grouped, one in zip(seen, valid, groups, parts, strict=True)
         ]
         heats = [
-            build(maps, by_map(weight, grouped.labels), relu_attributions, attr_dim_summation)
-            for maps, weight, grouped in zip(first.maps, weights, groups, strict=True)
+            one.paint(by_map(weight, grouped.labels), relu_attributions, attr_dim_summation)
+            for one, weight, grouped in zip(parts, weights, groups, strict=True)
+        ]
+        labels = [
+            one.by_map(grouped.labels, -1) for one, grouped in zip(parts, groups, strict=True)
         ]
         return MaskingAttribution(
             attributions=unwrap(heats),
             activations=unwrap(first.maps),
-            labels=unwrap(grouped.labels for grouped in groups),
+            labels=unwrap(above for above, _ in labels),
+            labels_below=unwrap(below for _, below in labels),
             group_maps=unwrap(joints),
             masked_scores=unwrap(one.scores for one in seen),
             hidden_scores=hidden,
@@ -269,6 +280,9 @@ class LayerScoreCam(ClusteredLayerScore):
         share (str, optional): How a group's weight is shared among its maps: ``"map"`` equally;
             ``"mass"`` by activation, so that the heat of a group sums to its weight; ``"none"``
             gives it whole to each. Default: ``"map"``
+        parts (str, optional): ``"signed"`` takes each map apart into what it says above zero and
+            what it says below; ``"whole"`` takes its magnitude, as for
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"signed"``
         fill (float, Tensor or str, optional): What replaces the hidden pixels, in the space of
             the model's input: a number, a tensor, ``"blur"``, or anything else that
             :func:`captum_clustered.fills.fill_image` takes. Default: 0.0
@@ -300,6 +314,7 @@ class LayerScoreCam(ClusteredLayerScore):
         variant: Literal["softmax", "probability"] = "softmax",
         temperature: float = 1.0,
         share: Literal["map", "mass", "none"] = "map",
+        parts: Literal["signed", "whole"] = "signed",
         fill: Fill = 0.0,
         masked_input: int = 0,
         channel_dim: int = 1,
@@ -316,6 +331,7 @@ class LayerScoreCam(ClusteredLayerScore):
             weigh_by="softmax" if variant == "softmax" else "score",
             temperature=temperature,
             share=share,
+            parts=parts,
             fill=fill,
             masked_input=masked_input,
             channel_dim=channel_dim,

@@ -130,7 +130,10 @@ def _level(result: ClusteredAttribution, count: int, size: Sequence[int]) -> dic
     counts = result.counts()
     groups = [
         {
+            "size": group.size,
+            "words": group.words,
             "members": list(group.members),
+            "below": list(group.below) if group.size > len(group.members) else [],
             "drop": group.drop,
             "without": group.ablated_score,
             "weight": group.weight,

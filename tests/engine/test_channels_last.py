@@ -67,7 +67,9 @@ def _model(make):
 
 
 def _explain(model, x, layer=None, **settings):
-    cam = ClusteredLayerAblation(model, layer or model.conv, clusterer="every-map", **settings)
+    """Each whole map alone: what Captum can switch off as well."""
+    settings = {"clusterer": "every-map", "parts": "whole", **settings}
+    cam = ClusteredLayerAblation(model, layer or model.conv, **settings)
     return cam.explain(x, target=[1, 2][: len(x)])
 
 
@@ -174,7 +176,5 @@ def test_an_error_of_the_model_is_raised_as_it_is():
 )
 def test_models_with_faults_are_explained_as_by_captum(make, layer):
     model = _model(make)
-    result = ClusteredLayerAblation(
-        model, model.get_submodule(layer), clusterer="every-map"
-    ).explain(X, [1, 2])
+    result = _explain(model, X, model.get_submodule(layer))
     _assert_equals_captum(model, model.get_submodule(layer), result)

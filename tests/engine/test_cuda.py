@@ -89,3 +89,11 @@ def test_the_self_check_reads(on_cuda):
     model, x = _model(), torch.rand(2, 3, 9, 9)
     with pytest.raises(DataDependentOutputException):
         ClusteredLayerAblation(model, model[2], n_clusters=4).explain(x, target=1)
+
+
+def test_a_layer_that_ends_in_a_relu_has_as_many_parts_as_maps(on_cuda, checks):
+    model, x = _model(), torch.rand(2, 3, 9, 9)
+    cam = ClusteredLayerAblation(model, model[2], clusterer="every-map")
+    assert cam.explain(x, target=1).parts.shape == (2, 12, 7, 7)
+    cam = ClusteredLayerAblation(model, model[1], clusterer="every-map")
+    assert cam.explain(x, target=1).parts.shape == (2, 24, 7, 7)

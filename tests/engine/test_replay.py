@@ -27,9 +27,9 @@ def _model(make):
 
 
 def _explain(model, layer, **settings):
-    return ClusteredLayerAblation(model, layer, clusterer="every-map", **settings).explain(
-        X, TARGET
-    )
+    """Each whole map alone: what Captum can switch off as well."""
+    settings = {"clusterer": "every-map", "parts": "whole", **settings}
+    return ClusteredLayerAblation(model, layer, **settings).explain(X, TARGET)
 
 
 def _assert_equals_captum(model, layer, result):

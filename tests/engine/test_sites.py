@@ -356,7 +356,7 @@ def test_the_layers_input_moves_through_the_layer_and_leaves_others_alone(monkey
 
     model = _net(Both)
     places = _places(monkeypatch)
-    cam = ClusteredLayerAblation(model, model.pool, clusterer="every-map")
+    cam = ClusteredLayerAblation(model, model.pool, clusterer="every-map", parts="whole")
     result = cam.explain(X, 1, attribute_to_layer_input=True)
     assert places == [(model.pool, True)]
     theirs = LayerFeatureAblation(model, model.pool).attribute(

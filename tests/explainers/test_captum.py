@@ -28,9 +28,9 @@ def _raw_drop(scores, ablated_scores, labels, activations):
 
 
 def _raw(model, layer, **settings):
-    return ClusteredLayerAblation(
-        model, layer, **{"clusterer": "every-map", "weighting": _raw_drop, **settings}
-    )
+    """Each whole map alone: what Captum can switch off as well."""
+    settings = {"clusterer": "every-map", "weighting": _raw_drop, "parts": "whole", **settings}
+    return ClusteredLayerAblation(model, layer, **settings)
 
 
 def _drops(result):
@@ -45,21 +45,26 @@ class TestValues:
     @pytest.mark.parametrize("inplace", [False, True])
     @pytest.mark.parametrize("ppe", [None, 1, 2, 8])
     @pytest.mark.parametrize(
-        ("layer", "inputs", "drops", "heat"),
-        [
-            ("conv1", IMAGE, [54, -21], [[360, 657], [1548, 1845]]),
-            ("relu1", IMAGE, [54, -21], [[0, 216], [1548, 1845]]),
-            ("conv1", (IMAGE, ONES), [67, -39], [[1087, 1339], [2095, 2347]]),
-            ("relu1", (IMAGE, ONES), [67, -39], [[268, 871], [2095, 2347]]),
+        ("layer", "parts", "inputs", "drops", "heat"),
+        [  # conv1 gives (-5, 4, 31, 40), (-30, -21, 6, 15); (4, 13, 40, 49), (-21, -12, 15, 24)
+            ("conv1", "whole", IMAGE, [54, -21], [[0, 0], [1548, 1845]]),
+            ("conv1", "signed", IMAGE, [54, -21], [[0, 216], [1548, 1845]]),
+            ("relu1", "signed", IMAGE, [54, -21], [[0, 216], [1548, 1845]]),
+            ("conv1", "whole", (IMAGE, ONES), [67, -39], [[0, 403], [2095, 2347]]),
+            ("conv1", "signed", (IMAGE, ONES), [67, -39], [[268, 871], [2095, 2347]]),
+            ("relu1", "signed", (IMAGE, ONES), [67, -39], [[268, 871], [2095, 2347]]),
         ],
     )
-    def test_convolution(self, layer, inputs, drops, heat, ppe, inplace):
+    def test_convolution(self, layer, parts, inputs, drops, heat, ppe, inplace):
         model = BasicModel_ConvNet_One_Conv(inplace=inplace).eval()
-        result = _raw(model, getattr(model, layer)).explain(
+        result = _raw(model, getattr(model, layer), parts=parts).explain(
             inputs, target=0, perturbations_per_eval=ppe
         )
         assert _drops(result).tolist() == [drops]
         assert result.attributions.tolist() == [[heat]]
+        if parts == "signed":  # the ReLU behind conv1 sees nothing of what lies below zero
+            below = result.labels_below[0]
+            assert result.drops[0, below[below >= 0]].count_nonzero() == 0
 
     def test_weights_relative_to_the_score_are_those_of_ablation_cam(self):
         model = BasicModel_ConvNet_One_Conv().eval()
@@ -320,8 +325,8 @@ def test_forms_of_a_baseline(baseline, ppe):
         result = _raw(model, model[0], replay=replay).explain(
             x, 1, layer_baselines=baseline, perturbations_per_eval=ppe
         )
-        alive = result.labels >= 0
-        torch.testing.assert_close(_drops(result)[alive], theirs[:, :, 0, 0][alive])
+        assert (result.labels >= 0).all()
+        torch.testing.assert_close(_drops(result), theirs[:, :, 0, 0])
 
 
 def test_an_infinite_baseline_takes_only_the_maps_of_its_group():
@@ -330,11 +335,15 @@ def test_an_infinite_baseline_takes_only_the_maps_of_its_group():
             return maps.amax((2, 3)).sigmoid()  # without a map, its class has 0 exactly
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Tail())
-    result = _raw(model, model[0]).explain(torch.rand(1, 3, 5, 5), 2, layer_baselines=float("-inf"))
-    expected = result.scores[:, None].repeat(1, 4)
-    expected[0, 2] = 0
-    torch.testing.assert_close(result.ablated_scores, expected)
-    assert result.attributions.isfinite().all()
+    for parts in ("whole", "signed"):  # nothing lies below such a baseline
+        result = _raw(model, model[0], parts=parts).explain(
+            torch.rand(1, 3, 5, 5), 2, layer_baselines=float("-inf")
+        )
+        expected = result.scores[:, None].repeat(1, 4)
+        expected[0, 2] = 0
+        torch.testing.assert_close(result.ablated_scores, expected)
+        magnitude = result.activations[:, 2:3].abs() * result.scores
+        torch.testing.assert_close(result.attributions, magnitude)
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: nn.DataParallel(m, device_ids=[])])

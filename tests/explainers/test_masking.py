@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import captum_clustered.engine.model as model_module
-from captum_clustered import LayerGroupCam, LayerScoreCam
+from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam
 from captum_clustered.clustering import KMeans
 from captum_clustered.fills import Blur, fill_image
 from fake_cuda import let_gradients_be_ones
@@ -210,12 +210,26 @@ class TestByHand:
             assert result.group_weights.tolist() == [[pytest.approx(factor)]]
             torch.testing.assert_close(result.attributions, x.sum(1, keepdim=True) * factor)
 
-    def test_maps_by_themselves_and_below_zero(self):
+    @pytest.mark.parametrize("parts", ["signed", "whole"])
+    def test_maps_by_themselves_and_below_zero(self, parts):
+        """The masks are made of what maps say below zero, and lit is what speaks for the class."""
         model, x = Sums(), -self.x
-        cam = LayerScoreCam(model, model.layer, variant="probability")
-        assert cam.attribute(x, 1).count_nonzero() == 0
+        cam = LayerScoreCam(model, model.layer, variant="probability", parts=parts)
         raw = cam.explain(x, 1, relu_attributions=False, attr_dim_summation=False)
-        torch.testing.assert_close(raw.attributions, x * raw.group_weights[..., None, None])
+        assert raw.group_maps.tolist() == self.x.tolist()
+        expected = self.x * raw.group_weights[..., None, None]
+        assert (expected > 0).all()
+        torch.testing.assert_close(raw.attributions, expected)
+        torch.testing.assert_close(cam.attribute(x, 1), expected.sum(1, keepdim=True))
+
+    def test_evidence_against_the_class_is_dark(self):
+        model, x = Sums(), -self.x
+        settings = {"score": "identity", "weigh_by": "score", "share": "none"}
+        cam = ClusteredLayerScore(model, model.layer, clusterer="every-map", **settings)
+        assert cam.explain(x, 1).group_weights.tolist() == [[-6.0, 0.0]]
+        assert cam.attribute(x, 1).count_nonzero() == 0
+        raw = cam.attribute(x, 1, relu_attributions=False)
+        torch.testing.assert_close(raw, -6 * self.x[:, :1])
 
     def test_group_cam(self):
         class Model(nn.Module):

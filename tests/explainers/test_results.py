@@ -28,12 +28,15 @@ def _result(**changes):
     fields = {
         "attributions": torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]], [[[4.0, 2.0], [1.0, 0.0]]]]),
         "activations": maps,
+        "parts": maps,
         "labels": torch.tensor([[0, 1, 1, -1, -1], [2, 1, 2, 2, -1]]),
+        "labels_below": torch.full((2, 5), -1),
         "scores": torch.tensor([8.0, 4.0]),
         "ablated_scores": torch.tensor([[5.0, 9.0, 7.0], [3.0, 1.0, 6.0]]),
         "group_weights": torch.tensor([[0.5, -0.25, 0.0], [0.0, 0.75, 2.0]]),
         "valid": torch.tensor([[True, True, False], [False, True, True]]),
         "channel_weights": torch.zeros(2, 5),
+        "channel_weights_below": torch.zeros(2, 5),
         "replay": "suffix",
     }
     return ClusteredAttribution(**(fields | changes))
@@ -82,6 +85,55 @@ def test_a_dead_map_in_a_group_is_not_subtracted_from_those_left_out():
     assert _result(labels=labels).counts()["maps_in_no_group"] == 1
 
 
+def _signed(**changes):
+    """One example of four maps: above and below; below; above alone in no group; dead."""
+    maps = torch.tensor([[3.0, -1.0], [-2.0, -4.0], [5.0, 0.0], [0.0, 0.0]]).view(1, 4, 1, 2)
+    fields = {
+        "attributions": torch.zeros(1, 1, 1, 2),
+        "activations": maps,
+        "parts": torch.cat([maps.clamp(min=0), (-maps).clamp(min=0)], 1),
+        "labels": torch.tensor([[1, -1, -1, -1]]),
+        "labels_below": torch.tensor([[0, 0, -1, -1]]),
+        "scores": torch.tensor([8.0]),
+        "ablated_scores": torch.tensor([[6.0, 9.0]]),
+        "group_weights": torch.tensor([[0.5, -0.25]]),
+        "valid": torch.tensor([[True, True]]),
+        "channel_weights": torch.zeros(1, 4),
+        "channel_weights_below": torch.zeros(1, 4),
+    }
+    return _result(**(fields | changes))
+
+
+def test_groups_of_signed_maps_name_their_parts():
+    below, above = _signed().groups()
+    assert (below.number, below.members, below.below, below.size) == (0, (), (0, 1), 2)
+    assert (below.drop, below.ablated_score, below.weight) == (2.0, 6.0, 0.5)
+    assert below.mean_map.tolist() == [[1.0, 2.5]]  # of (0, 1) and (2, 4)
+    assert (above.number, above.members, above.below, above.size) == (1, (0,), (), 1)
+    assert above.mean_map.tolist() == [[3.0, 0.0]]
+    assert _signed().counts() == {"maps": 4, "dead_maps": 1, "maps_in_no_group": 1}
+    both = torch.tensor([[1, -1, 0, -1]]), torch.tensor([[1, 0, -1, -1]])
+    first, second = _signed(labels=both[0], labels_below=both[1]).groups()
+    assert (first.members, first.below, first.size) == ((2,), (1,), 2)
+    assert (second.members, second.below, second.size) == ((0,), (0,), 2)
+
+
+def test_groups_of_whole_maps_count_a_map_once():
+    maps = _signed().activations
+    labels = torch.tensor([[0, 0, 1, -1]])
+    result = _signed(parts=maps.abs(), labels=labels, labels_below=labels)
+    first, second = result.groups()
+    assert (first.members, first.below, first.size) == ((0, 1), (0, 1), 2)
+    assert first.mean_map.tolist() == [[2.5, 2.5]]
+    assert (second.members, second.below, second.size) == ((2,), (2,), 1)
+    assert result.counts() == {"maps": 4, "dead_maps": 1, "maps_in_no_group": 0}
+
+
+def test_the_record_of_signed_maps_counts_both_sides(tmp_path):
+    record = json.loads(_signed().save(tmp_path)["record"].read_text())
+    assert [(g["maps"], g["maps_below"]) for g in record["groups"]] == [(0, 2), (1, 0)]
+
+
 def test_one_score_for_the_whole_batch_holds_for_each_example():
     class Total(nn.Module):
         def __init__(self):
@@ -106,7 +158,7 @@ def test_one_score_for_the_whole_batch_holds_for_each_example():
 def test_half_precision_is_read_as_single():
     small = {
         name: getattr(_result(), name).bfloat16()
-        for name in ("attributions", "activations", "scores", "ablated_scores", "group_weights")
+        for name in ("attributions", "parts", "scores", "ablated_scores", "group_weights")
     }
     result = _result(**small)
     assert result.drops.dtype == torch.bfloat16
@@ -275,9 +327,10 @@ def test_save_writes_picture_arrays_and_record(tmp_path):
     assert record["heatmap"]["note"] is None
     assert record["map"]["shape"] == [2, 2]
     assert record["map"]["range"] == [0.0, 4.0]
+    none = {"maps_below": 0}
     assert record["groups"] == [
-        {"group": 2, "maps": 3, "drop": -2.0, "score_without": 6.0, "weight": 2.0},
-        {"group": 1, "maps": 1, "drop": 3.0, "score_without": 1.0, "weight": 0.75},
+        {"group": 2, "maps": 3, "drop": -2.0, "score_without": 6.0, "weight": 2.0, **none},
+        {"group": 1, "maps": 1, "drop": 3.0, "score_without": 1.0, "weight": 0.75, **none},
     ]
     assert (record["maps"], record["dead_maps"], record["maps_in_no_group"]) == (5, 1, 0)
     assert record["replay"] == {"path": "suffix", "reason": None}
@@ -410,7 +463,8 @@ def test_bars_of_a_notebook_are_as_long_as_their_drops():
 
 def test_a_notebook_shows_the_eight_largest_groups():
     maps = torch.rand(1, 10, 2, 2) + 0.1
-    fields = {"activations": maps, "labels": torch.arange(10)[None], "scores": torch.ones(1)}
+    fields = {"activations": maps, "parts": maps, "scores": torch.ones(1)}
+    fields |= {"labels": torch.arange(10)[None], "labels_below": torch.full((1, 10), -1)}
     ten = {"ablated_scores": torch.zeros(1, 10), "group_weights": torch.ones(1, 10)}
     ten["valid"] = torch.ones(1, 10, dtype=torch.bool)
     result = _result(attributions=torch.rand(1, 1, 2, 2), **fields, **ten)
