@@ -49,6 +49,12 @@ class Clusterer(Protocol):
     The labels may be on the CPU even if the features are not. A clusterer that returns labels on
     another device should have an attribute `n_clusters` that is larger than any of its labels. The
     engine then knows the number of groups without waiting for the device.
+
+    A row of the features is a flattened map. Where maps have values below their baseline, it is a
+    part of a map, nowhere negative: first what each map says above its baseline, then, in the same
+    order, what each says below. `C` is then twice the number of maps.
+
+    A clusterer may also ask for drops: see :meth:`captum_clustered.adaptive.Adaptive.search`.
     """
 
     def __call__(self, features: Tensor, /) -> Tensor:

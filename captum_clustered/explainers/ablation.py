@@ -47,6 +47,11 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
     Thyroid Nodule Ultrasound Image Classification", MIDL 2022, equation 1, made safe for negative
     scores). The model runs once; for the groups, only the part after the layer runs again.
 
+    The formula is made for maps that are nowhere negative. So each map is taken apart into two
+    parts that are: what it says above its baseline, and what it says below
+    (:func:`captum_clustered.engine.parts.as_parts`). Parts are clustered, switched off, weighed and
+    painted. After a ReLU the maps are their own parts, and the formula is the one above.
+
     With ``clusterer="every-map"`` this is Ablation-CAM (Desai and Ramaswamy, WACV 2020). The result
     has the form of Captum's `LayerGradCam`, which it can replace; no gradient is needed.
 
@@ -372,7 +377,8 @@ class LayerAblationCam(ClusteredLayerAblation):
     ours, since a negative score would turn the map inside out).
 
     It is :class:`ClusteredLayerAblation` with each map as its own group: exact, maps are set to
-    zero and to nothing else, and only the part after the layer runs once for each map.
+    zero and to nothing else, and only the part after the layer runs once for each map. Where maps
+    have two signs, each of their parts is its own group.
 
     Args:
         forward_func (callable): The model, or a function that runs it, as in Captum.
