@@ -1,5 +1,7 @@
 """Maps with two signs in every method: evidence by hand, identities, neighbours in a batch."""
 
+import re
+
 import pytest
 import torch
 from captum.attr import LayerGradCam
@@ -227,8 +229,15 @@ def x():
 CLUSTERERS = ["kmeans", "cosine", "agglomerative", "contiguous", "random", "every-map", Adaptive(6)]
 
 
-@pytest.mark.parametrize("weighting", [*WEIGHTINGS, _raw_drop, Shapley(2)], ids=str)
-@pytest.mark.parametrize("clusterer", CLUSTERERS, ids=str)
+def _name(value):
+    """A name for a test: without addresses, which differ between processes."""
+    if isinstance(value, torch.Tensor):
+        return f"{len(value)} labels"
+    return re.sub(r" at 0x\w+", "", getattr(value, "__name__", str(value)))
+
+
+@pytest.mark.parametrize("weighting", [*WEIGHTINGS, _raw_drop, Shapley(2)], ids=_name)
+@pytest.mark.parametrize("clusterer", CLUSTERERS, ids=_name)
 def test_behind_a_relu_maps_are_their_own_parts(x, clusterer, weighting):
     model = split_cnn(channels=9)
     signed, whole = (
@@ -374,12 +383,6 @@ NEIGHBOURS = [
     _every_third, _by_size, RandomGroups(like=_by_size), torch.tensor([0, 1, 1, 2, 0, 2]),
     torch.tensor([0, 1, 1, 2, 0, 2, 0, 3, 3, 1, 2, -1]),
 ]  # fmt: skip
-
-
-def _name(clusterer):
-    if isinstance(clusterer, torch.Tensor):
-        return f"{len(clusterer)} labels"
-    return getattr(clusterer, "__name__", str(clusterer))
 
 
 @pytest.mark.parametrize("n_clusters", [4, 8])  # fewer than maps, and more
