@@ -25,7 +25,7 @@ from captum_clustered.app.write import unique_stems, write_explanation
 from captum_clustered.evaluation.job import find_methods, prepare_choices
 from captum_clustered.evaluation.plan import Choices
 from captum_clustered.evaluation.rows import OWN, Variant, title_of
-from captum_clustered.evaluation.variants import Method, make_explainer, named, variants
+from captum_clustered.evaluation.variants import AnyMethod, make_explainer, named, variants
 from captum_clustered.explainers.ablation import ClusteredLayerAblation
 from captum_clustered.explainers.results import Attribution, ClusteredAttribution
 from captum_clustered.heatmap import scaled
@@ -136,14 +136,14 @@ class Panel:
 
     Attributes:
         variant (Variant): Which.
-        method (Method): From the registry or from outside.
+        method (AnyMethod): From the registry or from outside.
         explainer (LayerAttribution): What the method made.
         name (str): Part of the files' names.
         title (str): Stands above its heat map.
     """
 
     variant: Variant
-    method: Method
+    method: AnyMethod
     explainer: Any
     name: str
     title: str

@@ -30,7 +30,13 @@ from captum_clustered.evaluation.plan import Choices, Settings
 from captum_clustered.evaluation.processes import World
 from captum_clustered.evaluation.rows import OWN, Key, Variant, key_of
 from captum_clustered.evaluation.running import Task, Work
-from captum_clustered.evaluation.variants import Method, as_methods, make_explainer, named, variants
+from captum_clustered.evaluation.variants import (
+    AnyMethod,
+    as_methods,
+    make_explainer,
+    named,
+    variants,
+)
 from captum_clustered.fills import Fill, describe
 from captum_clustered.models.images import example_of, probe, read_picture
 from captum_clustered.models.loading import import_object
@@ -143,7 +149,7 @@ def prepare_job(
     return Job(settings, work, wanted, chosen, config, notes, show)
 
 
-def find_methods(names: Sequence[str], methods: Mapping[str, Any]) -> dict[str, Method]:
+def find_methods(names: Sequence[str], methods: Mapping[str, Any]) -> dict[str, AnyMethod]:
     """All methods by name, with those that are named as ``"module:callable"``.
 
     Args:
@@ -151,7 +157,7 @@ def find_methods(names: Sequence[str], methods: Mapping[str, Any]) -> dict[str, 
         methods (mapping): As for :func:`captum_clustered.evaluation.variants.as_methods`.
 
     Returns:
-        *dict[str, Method]*: The methods.
+        *dict[str, AnyMethod]*: The methods.
 
     Raises:
         ValueError: If a callable cannot be imported.
@@ -240,7 +246,11 @@ def _targets(
 
 
 def _explain(
-    variant: Variant, method: Method, prepared: Prepared, settings: Settings, mask_fill: Fill | None
+    variant: Variant,
+    method: AnyMethod,
+    prepared: Prepared,
+    settings: Settings,
+    mask_fill: Fill | None,
 ) -> Callable[..., Tensor]:
     explainer = make_explainer(
         variant,

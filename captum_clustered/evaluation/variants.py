@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from captum_clustered.models.prepared import Prepared
 
 __all__ = [
-    "Method",
+    "AnyMethod",
     "Outside",
     "as_methods",
     "make_explainer",
@@ -32,7 +32,7 @@ _LAYOUT = ("channel_dim", "reshape_transform")
 # --- methods --------------------------------------------------------------------------------------
 
 
-class Method(Protocol):
+class AnyMethod(Protocol):
     """What is used of a method, such as :class:`captum_clustered.methods.Method`."""
 
     @property
@@ -82,7 +82,7 @@ class Outside:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def as_methods(methods: Mapping[str, Any]) -> dict[str, Method]:
+def as_methods(methods: Mapping[str, Any]) -> dict[str, AnyMethod]:
     """Brings methods into one form.
 
     Args:
@@ -95,7 +95,7 @@ def as_methods(methods: Mapping[str, Any]) -> dict[str, Method]:
     Raises:
         TypeError: If one is neither.
     """
-    found: dict[str, Method] = {}
+    found: dict[str, AnyMethod] = {}
     for name, value in methods.items():
         if hasattr(value, "factory") and hasattr(value, "settings"):
             found[name] = value
@@ -113,7 +113,7 @@ def as_methods(methods: Mapping[str, Any]) -> dict[str, Method]:
 
 
 def variants(
-    choices: Choices, methods: Mapping[str, Method], controls: bool = False
+    choices: Choices, methods: Mapping[str, AnyMethod], controls: bool = False
 ) -> list[Variant]:
     """The rows of the table: the methods in the order in which they were named, then the controls.
 
@@ -161,7 +161,7 @@ def variants(
     )
 
 
-def _numbers(method: Method, choices: Choices) -> Sequence[int | None]:
+def _numbers(method: AnyMethod, choices: Choices) -> Sequence[int | None]:
     known = method.settings
     if "n_clusters" not in known:
         return (None,)
@@ -173,7 +173,7 @@ def _numbers(method: Method, choices: Choices) -> Sequence[int | None]:
     return choices.clusters or (own if isinstance(own, int) else None,)
 
 
-def _weightings(method: Method, choices: Choices) -> Sequence[str | None]:
+def _weightings(method: AnyMethod, choices: Choices) -> Sequence[str | None]:
     known = method.settings
     if "weighting" not in known:
         return (None,)
@@ -183,7 +183,7 @@ def _weightings(method: Method, choices: Choices) -> Sequence[str | None]:
 
 def make_explainer(
     variant: Variant,
-    method: Method,
+    method: AnyMethod,
     prepared: Prepared,
     *,
     clusterer: str = OWN,
@@ -194,7 +194,7 @@ def make_explainer(
 
     Args:
         variant (Variant): From :func:`variants`.
-        method (Method): The method that it names.
+        method (AnyMethod): The method that it names.
         prepared (Prepared): The model with its layer.
         clusterer (str, optional): What groups the maps. Default: ``"own"``, the method's own
         seed (int, optional): Of the clusterer and of all that the method draws. Default: 0
@@ -234,7 +234,7 @@ def make_explainer(
 
 
 @contextmanager
-def named(method: Method) -> Iterator[None]:
+def named(method: AnyMethod) -> Iterator[None]:
     """Names a method from outside in the errors that it raises.
 
     Raises:

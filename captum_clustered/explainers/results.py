@@ -345,8 +345,8 @@ class ClusteredAttribution(Attribution):
         """How far the score falls without each group.
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]*: * `scores - ablated_scores`, `(N, K)`; 0 for a group
-            that an example does not have.
+            *Tensor* or *tuple[Tensor, ...]*: `scores - ablated_scores`, `(N, K)`; 0 for a group
+            that an example does not have. A tuple if the layer gives several tensors.
 
         Example::
 
