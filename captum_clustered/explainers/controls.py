@@ -70,11 +70,7 @@ class Drawn(LayerExplainer):
     ) -> Attribution:
         """Draws the heat map.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): The model's inputs, the batch axis first.
-            target (int, tuple, Tensor or list, optional): Checked, but not used. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model. Default: None
-            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
+        The arguments are those of :meth:`attribute`. The target is checked, but of no effect.
 
         Returns:
             *Attribution*: The heat map `(N, 1, *spatial)`, detached.

@@ -53,13 +53,7 @@ class GradCam(LayerExplainer, LayerGradCam):
     ) -> Attribution:
         """Computes the heat map.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
-            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model. Default: None
-            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
-            relu_attributions (bool, optional): Set negative values to zero. Default: True
-            attr_dim_summation (bool, optional): Sum over the maps. Default: True
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             *Attribution*: The heat map.
@@ -149,13 +143,7 @@ class LayerHiResCam(LayerExplainer, GradientAttribution):
     ) -> Attribution:
         """Computes the heat map.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
-            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model. Default: None
-            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
-            relu_attributions (bool, optional): Set negative values to zero. Default: True
-            attr_dim_summation (bool, optional): Sum over the maps. Default: True
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             *Attribution*: The heat map.

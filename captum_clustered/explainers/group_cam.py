@@ -131,13 +131,7 @@ class LayerGroupCam(LayerExplainer, PerturbationAttribution):
     ) -> MaskingAttribution:
         """Computes the heat map and returns it with the values that it was computed from.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
-            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model. Default: None
-            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
-            perturbations_per_eval (int, optional): Masked images in one pass. Default: None
-            show_progress (bool, optional): Show a progress bar. Default: False
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             *MaskingAttribution*: The heat map, the groups, their scores and weights.

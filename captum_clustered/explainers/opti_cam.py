@@ -128,13 +128,7 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
     ) -> OptimizationAttribution:
         """Computes the heat map and returns it with all that led to it.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
-            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model. Default: None
-            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
-            attr_dim_summation (bool, optional): Sum over the maps. Default: True
-            show_progress (bool, optional): Show a progress bar. Default: False
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             *OptimizationAttribution*: The heat map, the weights and the course of the objective.

@@ -156,15 +156,7 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
     ) -> MaskingAttribution:
         """Computes the heat map and returns it with the values that it was computed from.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`, like all arguments.
-            target (int, tuple, Tensor or list, optional): The class to explain. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model. Default: None
-            attribute_to_layer_input (bool, optional): Use the layer's input. Default: False
-            relu_attributions (bool, optional): Set negative values to zero. Default: True
-            attr_dim_summation (bool, optional): Sum over the maps. Default: True
-            perturbations_per_eval (int, optional): Masked images in one pass. Default: None
-            show_progress (bool, optional): Show a progress bar. Default: False
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             *MaskingAttribution*: The heat map, the groups, their scores and weights.
