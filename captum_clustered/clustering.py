@@ -559,7 +559,7 @@ class GivenLabels:
         if self.labels.shape not in {(c,), (1, c), (n, c)}:
             raise ValueError(
                 f"`clusterer` given as labels must have shape {(c,)}, or {(n, c)} for one row per "
-                f"example; got {tuple(self.labels.shape)}. The layer has {c} maps."
+                f"example; got {tuple(self.labels.shape)}. There are {c} maps, or parts of maps."
             )
         return self.labels.expand(n, c)
 
