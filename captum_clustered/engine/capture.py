@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import operator
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -258,7 +259,7 @@ class _Recorder:
         self.frames: list[list[Call]] = [[]]
         self.open: list[tuple[nn.Module, int, bool]] = []  # with whether its output is kept
         self.follower = Follower(io)
-        self.last_rectifier: Call | None = None
+        self.last_rectified: tuple[weakref.ref[Tensor], list[int | None]] | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -316,9 +317,9 @@ class _Recorder:
         module, number, _ = self.open.pop()
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
         call = Call(module, number, output, inside, versions(output))
-        if not self.begun and type(module) in _RECTIFIERS:
-            self.last_rectifier = Call(module, number, output, [], versions(output))
-            self.last_rectifier.lend()  # it must not keep the memory in use
+        if not self.begun and type(module) in _RECTIFIERS and isinstance(output, Tensor):
+            # weakly, since it must not keep the memory in use
+            self.last_rectified = weakref.ref(output), versions(output)
         kept = self._is_kept()
         self.frames[-1].append(call if kept else Call(module, number, None, inside, [None]))
         if self.begun:
@@ -331,10 +332,10 @@ class _Recorder:
 
     def is_rectified(self, value: Tensor) -> bool:
         """Whether a value is what the last ReLU or the like returned, and has not changed since."""
-        if self.last_rectifier is None:
+        if self.last_rectified is None:
             return False
-        self.last_rectifier.take_back()
-        return self.last_rectifier.output is value and self.last_rectifier.unchanged()
+        output, before = self.last_rectified
+        return output() is value and None not in before and versions(value) == before
 
     def _is_kept(self) -> bool:
         """Whether what is called now is handed out again."""
