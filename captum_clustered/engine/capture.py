@@ -37,9 +37,10 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from captum_clustered._copies import tolerance
 from captum_clustered.engine.calls import Call, LayerIO, versions
 from captum_clustered.engine.model import Model, ModuleStates
-from captum_clustered.engine.sites import Follower, Site
+from captum_clustered.engine.sites import Follower, Site, mixes
 from captum_clustered.targets import check_target, select
 
 __all__ = ["FirstPass", "capture"]
@@ -63,8 +64,11 @@ class FirstPass:
             rounding is judged.
         prefix (list[Call]): The frozen prefix.
         whole (bool): Whether all outputs of the prefix were kept, needed or not.
+        output_shape (torch.Size or None): The shape of the model's output; None if that is no
+            tensor.
         stochastic (bool): Whether a module in training mode makes the model's output random or
             dependent on the rest of the batch.
+        mixes (bool): Whether a module normalises over the batch in evaluation mode, too.
         rectified (bool): Whether the layer's value is known to be nowhere negative, because it is
             the very output of a ReLU or the like. It is known without reading a value.
         sites (tuple[Site, ...]): Places further on that are as good as the layer, the last first: a
@@ -82,7 +86,9 @@ class FirstPass:
     scale: Tensor
     prefix: list[Call]
     whole: bool
+    output_shape: torch.Size | None
     stochastic: bool
+    mixes: bool
     rectified: bool
     sites: tuple[Site, ...]
     maps: list[Tensor]
@@ -92,6 +98,17 @@ class FirstPass:
     def has_joint_score(self) -> bool:
         """Whether the model gives one score for the whole batch."""
         return len(self.scores) != self.model.n
+
+    @property
+    def couples(self) -> bool:
+        """Whether it is known that examples in one batch do not leave each other alone."""
+        return self.has_joint_score or self.stochastic or self.mixes
+
+    @property
+    def tolerance(self) -> Tensor:
+        """How much a score may differ by rounding, `(N,)` or `(1,)`."""
+        dtypes = [self.scores.dtype, *(tensor.dtype for tensor in self.activations)]
+        return tolerance(self.scale, dtypes)
 
 
 def capture(
@@ -187,7 +204,9 @@ def _run(
         # the layer's own output is replaced anyway, so it may have changed
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
         whole=whole,
+        output_shape=output.shape if isinstance(output, Tensor) else None,
         stochastic=any(_is_stochastic(module) for module in seen.attributes),
+        mixes=any(map(mixes, seen.attributes)),
         rectified=all(rectified),
         sites=recorder.follower.found(recorder.numbers),
         maps=[],

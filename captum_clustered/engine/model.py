@@ -5,12 +5,11 @@ Private parts of PyTorch: `OptimizedModule._orig_mod`, the model inside a compil
 
 from __future__ import annotations
 
-import itertools
 import operator
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,25 +51,24 @@ class Model:
             return self.args
         return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
 
-    def copies(self, times: int, instead: dict[int, Tensor] | None = None) -> Any:
+    def copies(
+        self, times: int, repeated: Iterable[int], instead: Mapping[int, Tensor] | None = None
+    ) -> Any:
         """Runs the model on a batch that holds `times` copies of the batch.
 
         Args:
             times (int): Number of copies.
-            instead (dict[int, Tensor], optional): What replaces the argument at a position:
+            repeated (iterable): Positions of the arguments that have one row for each example.
+            instead (mapping, optional): What replaces the argument at a position:
                 `(times * N, ...)`, the examples of one copy after those of the one before.
                 Default: None
         """
-        instead = instead or {}
-
-        def repeat(position: int, arg: Any) -> Any:
-            if position in instead:
-                return instead[position]
-            if not isinstance(arg, Tensor) or not arg.ndim or len(arg) != self.n:
-                return arg
-            return arg.repeat(times, *[1] * (arg.ndim - 1))
-
-        return self.forward_func(*itertools.starmap(repeat, enumerate(self.fresh())))
+        args = list(self.fresh())
+        for place in repeated if times > 1 else ():
+            args[place] = args[place].repeat(times, *[1] * (args[place].ndim - 1))
+        for place, values in (instead or {}).items():
+            args[place] = values
+        return self.forward_func(*args)
 
     @property
     def nbytes(self) -> int:

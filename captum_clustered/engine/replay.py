@@ -4,7 +4,7 @@ The *suffix* path maps over the groups with `torch.vmap`. Only operations that d
 activations get the extra axis; the frozen prefix is handed out instead of being computed. Maps are
 switched off as far after the layer as that has the same effect, see
 :class:`captum_clustered.engine.sites.Site`. Where `vmap` cannot go, the *full* path repeats the
-inputs as Captum does. Both paths give the same numbers.
+inputs as Captum does, see :mod:`captum_clustered.engine.copies`. Both paths give the same numbers.
 
 Private parts of PyTorch: `torch._C._functorch`, to silence the warning about operations that `vmap`
 cannot batch.
@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from captum_clustered._copies import READS, agree
 from captum_clustered._warn import warn
 from captum_clustered.engine.calls import Call, LayerIO, flatten
 from captum_clustered.engine.capture import FirstPass, capture
+from captum_clustered.engine.copies import UNSTEADY, Copied, Copies, steady
 from captum_clustered.engine.model import borrowed, chunks, fitting
 from captum_clustered.engine.switching import Ablation, Summed
-from captum_clustered.targets import repeat_target, select
+from captum_clustered.targets import select
 
 __all__ = ["Replay", "Replaying", "replay"]
 
@@ -100,21 +102,30 @@ def replay(first: FirstPass, ablation: Ablation, how: Replaying = Replaying()) -
             return found
         reason = found
     if how.mode == "suffix":
+        if reason == _DISAGREES and not steady(first):
+            reason = _UNSTEADY
         raise RuntimeError(
             "`replay` must be 'auto' or 'full' for this model and layer; got 'suffix', which "
             f"cannot be taken: {reason}."
         )
-    if how.mode == "auto" and not first.stochastic:
-        warn(
-            f"The whole model runs again for each group, because: {reason}. The numbers are the "
-            "same, only slower to get. Pass replay='full' to ask for that without this warning."
+    copied = _full(first, ablation, how)
+    remark = copied.remark
+    if how.mode == "auto" and not first.stochastic and copied.doubt is None:
+        alone = "" if copied.alone in (None, reason) else f" One at a time, because {copied.alone}."
+        remark = (
+            f"The whole model runs again for each group, because: {reason}.{alone} The numbers are "
+            "the same, only slower to get. Pass replay='full' to ask for that without this warning."
         )
-    return Replay(first.scores, _full(first, ablation, how), "full", reason)
+    if remark is not None:
+        warn(remark)
+    ablated = copied.scores.T.to(first.scores.dtype)
+    return Replay(first.scores, ablated, "full", _UNSTEADY if copied.doubt == UNSTEADY else reason)
 
 
 # --- the suffix path ------------------------------------------------------------------------------
 
 
+_UNSTEADY = "the model gives another score when it runs again with the same inputs"
 _DISAGREES = "running only the part after the layer did not reproduce the score"
 
 
@@ -186,10 +197,12 @@ def _mapped(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if "data-dependent control flow" in str(error):
+                return READS
             return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if scores.is_meta:
             return "the score needs what was not computed again"
-        if how.check and not _agrees(scores[0], first):
+        if how.check and not agree(scores[0], first.scores, first.tolerance):
             return _DISAGREES
         how.tick(len(lots[0]) - 1)
         parts = [scores[1:]]
@@ -207,18 +220,6 @@ def _float(leaf: Any) -> Any:
 def _spread(leaf: Any, copies: int) -> Any:
     """A tensor seen once for each copy, without copying it."""
     return leaf.expand(copies, *leaf.shape) if isinstance(leaf, Tensor) else leaf
-
-
-def _agrees(scores: Tensor, first: FirstPass) -> bool:
-    """Whether a copy without ablation has the plain forward's score, up to rounding.
-
-    This is the only place of the engine that reads a value from the device.
-    """
-    dtypes = [first.scores.dtype, *(tensor.dtype for tensor in first.activations)]
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-    tolerance = eps**0.6 * first.scale  # 7e-5 in float32, 4e-10 in float64, 5e-2 in bfloat16
-    close = (scores - first.scores).abs() <= tolerance
-    return bool((close | ~scores.isfinite() & ~first.scores.isfinite()).all())
 
 
 @contextmanager
@@ -284,21 +285,17 @@ def _frozen(prefix: list[Call]) -> Iterator[Callable[[list[Any]], None]]:
 # --- the full path --------------------------------------------------------------------------------
 
 
-def _full(first: FirstPass, ablation: Ablation, how: Replaying) -> Tensor:
-    """The ablated scores, `(N, K)` or `(1, K)`, by the whole model on repeated inputs."""
-    # a copy of the inputs grows to many times its size inside the model
-    chunk = how.chunk or fitting(8 * (ablation.nbytes + first.model.nbytes), first.scores.device)
-    if first.stochastic or len(first.scores) != len(ablation.activations[0]):
-        chunk = 1  # copies would be normalised, or scored, together
-    parts = []
-    for groups in chunks(range(ablation.n_groups), chunk):
-        times = len(groups)
-        ablated = [tensor.flatten(0, 1) for tensor in ablation.without(groups)]  # (times * N, …)
-        handle = first.io.hook(lambda _, ablated=ablated: ablated)  # type: ignore[misc]
+def _full(first: FirstPass, ablation: Ablation, how: Replaying) -> Copied:
+    """The ablated scores, `(K, N)` or `(K, 1)`, by the whole model on repeated inputs."""
+
+    def run(values: list[Tensor], times: int, repeated: frozenset[int]) -> Any:
+        handle = first.io.hook(lambda _: values)
         try:
-            scores = select(first.model.copies(times), repeat_target(first.target, times))
+            return first.model.copies(times, repeated)
         finally:
             handle.remove()
-        parts.append(scores.reshape(times, -1))
-        how.tick(times)
-    return torch.cat(parts).T.to(first.scores.dtype)
+
+    # a copy of the inputs grows to many times its size inside the model
+    chunk = how.chunk or fitting(8 * (ablation.nbytes + first.model.nbytes), first.scores.device)
+    copies = Copies(first, ablation.activations, ablation.without, run)
+    return copies.scores(ablation.n_groups, chunk, how.tick)

@@ -4,8 +4,8 @@ Pooling, activations and batch norm make each map of that map alone. So a map ma
 switched off behind them, and behind a pooling layer a copy is a fraction of the size. Behind a
 linear layer that takes the flattened maps, a group's part can be taken from the sum.
 
-Private parts of PyTorch: `UntypedStorage._cdata`, which tells memory apart, and the hooks of a
-module, `_forward_hooks` and `_forward_pre_hooks`.
+Private parts of PyTorch: `UntypedStorage._cdata`, which tells memory apart, the hooks of a module,
+`_forward_hooks` and `_forward_pre_hooks`, and the base class of batch norm, `_BatchNorm`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from captum_clustered.engine.calls import Call, LayerIO
 
-__all__ = ["MAPWISE", "Follower", "Site"]
+__all__ = ["MAPWISE", "Follower", "Site", "mixes"]
 
 MAPWISE: dict[type[nn.Module], int | None] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.BatchNorm1d, nn.Dropout1d), 3),
@@ -179,6 +179,16 @@ def _is_mapwise(module: nn.Module, value: Tensor) -> bool:
         type(module) in MAPWISE
         and MAPWISE[type(module)] in (None, value.ndim)
         and not getattr(module, "return_indices", False)
+        and not mixes(module)
+    )
+
+
+def mixes(module: nn.Module) -> bool:
+    """Whether a module normalises over the batch in evaluation mode, for lack of statistics."""
+    return (
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is None
+        and module.running_var is None
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_clustered.engine.model import chunks, fitting
+from captum_clustered._warn import warn
+from captum_clustered.engine.copies import Copies
+from captum_clustered.engine.model import fitting
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.targets import Score, repeat_target, target_scores
@@ -97,11 +99,10 @@ class MaskedImage:
         """The image where masks are 1, the background where they are 0; shapes broadcast."""
         return masked(self.image, masks, self.background)
 
-    def scores(self, shown: Tensor, score: Score, copies: int = 1) -> Tensor:
-        """The scores `(copies, N)`, or `(copies, 1)`, of images `(copies * N, C, *spatial)`."""
-        output = self.first.model.copies(copies, {self.place: shown})
-        scores = target_scores(output, repeat_target(self.first.target, copies), score)
-        return scores.reshape(copies, -1)
+    def scores(self, shown: Tensor, score: Score) -> Tensor:
+        """The scores `(N,)`, or `(1,)`, of images `(N, C, *spatial)`, with their graph."""
+        output = self.first.model.copies(1, (), {self.place: shown})
+        return target_scores(output, self.first.target, score)
 
     def see(
         self, joints: list[Tensor], score: Score, chunk: int | None, tick: Callable[[int], object]
@@ -117,23 +118,31 @@ class MaskedImage:
         Returns:
             *list[Seen]*: One for each of the layer's tensors.
         """
-        if self.first.has_joint_score or self.first.stochastic:
-            chunk = 1  # copies would be scored, or normalised, together
-        elif chunk is None:  # a copy of the inputs grows to many times its size inside the model
+        if chunk is None:  # a copy of the inputs grows to many times its size inside the model
             chunk = fitting(8 * self.first.model.nbytes, self.image.device)
-        seen = []
-        for joint in joints:
-            scores, flat = [], []
-            for part in chunks(range(joint.shape[1]), chunk):
-                masks, none = masks_of(joint[:, part.start : part.stop], self.image.shape[2:])
-                masks = masks.to(self.image.device).transpose(0, 1)  # (k, N, *spatial)
-                shown = self.through(masks.unsqueeze(2)).flatten(0, 1)
-                scores.append(self.scores(shown, score, len(part)).detach())
-                flat.append(none)
-                tick(len(part))
-            by_group = torch.cat(scores).T.expand(len(joint), -1).to(joint.device)
-            seen.append(Seen(by_group, torch.cat(flat, 1)))
-        return seen
+        return [self._see(joint, score, chunk, tick) for joint in joints]
+
+    def _see(self, joint: Tensor, score: Score, chunk: int, tick: Callable[[int], object]) -> Seen:
+        first, size = self.first, self.image.shape[2:]
+        flat = joint.new_empty(joint.shape[:2], dtype=torch.bool)  # (N, K)
+
+        def make(part: range) -> list[Tensor]:
+            at = slice(part.start, part.stop)
+            masks, flat[:, at] = masks_of(joint[:, at], size)
+            masks = masks.to(self.image.device).transpose(0, 1)  # (k, N, *spatial)
+            return [self.through(masks.unsqueeze(2))]
+
+        def run(values: list[Tensor], times: int, repeated: frozenset[int]) -> Any:
+            return first.model.copies(times, repeated - {self.place}, {self.place: values[0]})
+
+        def scored(output: Any, times: int) -> Tensor:
+            return target_scores(output, repeat_target(first.target, times), score)
+
+        copies = Copies(first, [self.image], make, run, (self.place,), scored)
+        found = copies.scores(joint.shape[1], chunk, tick)
+        if found.remark is not None:
+            warn(found.remark)
+        return Seen(found.scores.T.expand(len(joint), -1).to(joint.device), flat)
 
     def see_hidden(
         self, joints: list[Tensor], score: Score, chunk: int | None, tick: Callable[[int], object]

@@ -204,7 +204,7 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
         return weigh(free.detach()), course
 
     def _score(self, view: MaskedImage, images: Tensor) -> Tensor:
-        scores = view.scores(images, self.score)[0]
+        scores = view.scores(images, self.score)
         if not scores.requires_grad:
             raise ValueError(
                 "`forward_func` must give a score that has a gradient with respect to the inputs; "

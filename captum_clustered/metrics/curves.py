@@ -187,17 +187,38 @@ def _curve(
     background = fill_image(fill, image).expand_as(image)
     before, after = (background, image) if kind == "insertion" else (image, background)
 
-    classes = resolve_target(model(image), target)
+    output = model(image)
+    classes = resolve_target(output, target)
     pixels = size.numel()
     counts = torch.arange(-(-pixels // step) + 1, device=image.device) * step  # (T,)
     counts = counts.clamp(max=pixels)
+    # one end of the curve is the image itself
+    others = counts[:-1] if kind == "insertion" else counts[1:]  # (T - 1,)
+
+    def shown(pairs: Tensor) -> tuple[Tensor, Tensor]:
+        rows, stages = pairs % n, pairs // n
+        changed = (ranks[rows] < others[stages, None]).view(-1, 1, *size)  # (pairs, 1, *spatial)
+        return torch.where(changed, after[rows], before[rows]), rows
+
+    def scored(output: Tensor, rows: Tensor) -> Tensor:
+        return target_scores(output, None if classes is None else classes[rows], score)
+
+    pairs = torch.arange(n * len(others), device=image.device)
+    known = scored(output, torch.arange(n, device=image.device)).view(1, n)
     scores = []
-    for pairs in torch.arange(n * len(counts), device=image.device).split(chunk):
-        rows, stages = pairs // len(counts), pairs % len(counts)
-        changed = (ranks[rows] < counts[stages, None]).view(-1, 1, *size)  # (chunk, 1, *spatial)
-        output = model(torch.where(changed, after[rows], before[rows]), rows)
-        scores.append(target_scores(output, None if classes is None else classes[rows], score))
-    joined = torch.cat(scores).view(n, -1) if n else image.new_zeros(0, len(counts))  # (N, T)
+    if len(pairs):
+        first = pairs[: max(1, chunk - 3)]  # three more go along
+        mixed, found = model.mixed(*shown(first), output)
+        if found is None:
+            chunk = n
+        else:
+            scores.append(scored(found, first % n))
+            pairs = pairs[len(first) :]
+        for some in pairs.split(chunk) if len(pairs) else ():
+            images, rows = shown(some)
+            scores.append(scored(mixed(images, rows), rows))
+    stages = torch.cat(scores or [known[0, :0]]).view(len(others), n)  # (T - 1, N)
+    joined = torch.cat([stages, known] if kind == "insertion" else [known, stages]).T  # (N, T)
     return Curve(
         kind=kind,
         fractions=counts.to(joined.dtype) / pixels,

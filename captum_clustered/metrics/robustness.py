@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
-from captum_clustered.metrics.scoring import ImageModel, resolve_target
+from captum_clustered.metrics.scoring import ImageModel, Mixed, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["infidelity", "sensitivity_max"]
@@ -97,11 +97,18 @@ def infidelity(
     # Captum subtracts large squares that are nearly equal, which needs float64
     maps = maps.float() if image.device.type == "mps" else maps.double()
     spread = (maps / image.shape[1]).expand_as(image)
-    classes = resolve_target(model(image), target)
+    output = model(image)
+    classes = resolve_target(output, target)
+    known: list[Mixed] = []
 
     def scores(perturbed: Tensor, rows: Tensor) -> Tensor:
         chosen = None if classes is None else classes[rows]
-        return target_scores(model(perturbed, rows), chosen, score)
+        if not known:
+            mixed, found = model.mixed(perturbed, rows, output)
+            known.append(mixed)
+            if found is not None:
+                return target_scores(found, chosen, score)
+        return target_scores(known[0](perturbed, rows), chosen, score)
 
     return captum_metrics.infidelity(  # type: ignore[no-any-return]
         scores,

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet, tolerance
+from captum_clustered._warn import warn
 from captum_clustered.targets import Score, Target, check_target, format_target
 
-__all__ = ["Conventions", "ImageModel", "resolve_target"]
+__all__ = ["Conventions", "ImageModel", "Mixed", "resolve_target"]
 
 
 @dataclass(frozen=True)
@@ -107,26 +110,19 @@ class ImageModel:
         others = additional if isinstance(additional, tuple) else (additional,)
         return cls(forward_func, image, rest + others)
 
-    def __call__(self, image: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Runs the model on other images.
+    def __call__(self, image: Tensor) -> Tensor:
+        """Runs the model on other images, one for each of the `N`, in the same order.
 
         Args:
-            image (Tensor): `(M, C, *spatial)`.
-            rows (Tensor, optional): int64 `(M,)`: the example whose other inputs go with each
-                image. Default: None (`M` is `N`, in the same order)
+            image (Tensor): `(N, C, *spatial)`.
 
         Returns:
-            *Tensor*: The output, `(M, ...)`, without a gradient.
+            *Tensor*: The output, `(N, ...)`, without a gradient.
         """
-        others = self.others
-        if rows is not None:
-            n = len(self.image)
-            others = tuple(
-                other[rows.to(other.device)]
-                if isinstance(other, Tensor) and other.ndim and len(other) == n
-                else other
-                for other in others
-            )
+        return self.run(image, self.others)
+
+    def run(self, image: Tensor, others: tuple[Any, ...]) -> Tensor:
+        """Runs the model on images `(M, C, *spatial)` with other inputs for them."""
         output = self.forward_func(image, *others)
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -139,6 +135,87 @@ class ImageModel:
                 f"{tuple(output.shape)}. Keep the batch axis first."
             )
         return output.detach()
+
+    def mixed(self, image: Tensor, rows: Tensor, output: Tensor) -> tuple[Mixed, Tensor | None]:
+        """Finds out whether images of several examples, in any number, may share a batch.
+
+        The first of the `N` images goes along unchanged, and must get what it got in `output`.
+
+        Args:
+            image (Tensor): The first images of which the outputs are wanted, `(M, C, *spatial)`.
+            rows (Tensor): int64 `(M,)`: the example that each belongs to.
+            output (Tensor): What the model gave for the `N` images themselves.
+
+        Returns:
+            *tuple*: How to run the model on further images, and the output of these, `(M, ...)`;
+            None if they may not share a batch.
+        """
+        first = self.image[:1]
+        images = torch.cat([loud(first), first, image, quiet(first)])  # (M + 3, C, *spatial)
+        at = torch.cat([rows.new_zeros(2), rows, rows.new_zeros(1)])
+        args = (self.image, *self.others)
+        real = output if output.is_floating_point() else output.float()
+        allowed = tolerance(real[:1].abs().amax(), [real.dtype, image.dtype])
+
+        def judge(found: Tensor) -> Tensor | str:
+            if found.shape[1:] != output.shape[1:]:
+                return f"the output has the shape {tuple(found.shape)} for {len(images)} images"
+            return found[2:-1] if agree(found[1], output[0], allowed) else MIXES
+
+        taken, found = first_that_agrees(
+            plans(args, len(self.image), [0]),
+            [*(arg for arg in args if isinstance(arg, Tensor)), images],
+            lambda taken: Mixed(self, taken)(images, at),
+            judge,
+        )
+        if taken is None:
+            warn(
+                f"The images stay in the batch in which they were passed, because {found}. That "
+                "takes more time and gives the right result."
+            )
+            return Mixed(self, None), None
+        return Mixed(self, taken), found
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """The model on images of several examples, in any number and order.
+
+    Attributes:
+        model (ImageModel): The model.
+        taken (frozenset[int] or None): Places of the arguments that have one row for each example;
+            None if examples must stay in their batch.
+    """
+
+    model: ImageModel
+    taken: frozenset[int] | None
+
+    def __call__(self, image: Tensor, rows: Tensor) -> Tensor:
+        """Runs the model on images.
+
+        Args:
+            image (Tensor): `(M, C, *spatial)`.
+            rows (Tensor): int64 `(M,)`: the example that each belongs to, whose other inputs go
+                with it.
+
+        Returns:
+            *Tensor*: The output, `(M, ...)`.
+        """
+        model = self.model
+        if self.taken is not None:
+            others = tuple(
+                other[rows.to(other.device)] if place in self.taken else other
+                for place, other in enumerate(model.others, start=1)
+            )
+            return model.run(image, others)
+        # each batch has one image of each example: the k-th of each is in the k-th batch
+        number = (rows[:, None] == rows).tril(-1).sum(1)  # (M,)
+        outputs: dict[int, Tensor] = {}
+        for k in range(int(number.max()) + 1 if len(rows) else 0):
+            at = (number == k).nonzero().squeeze(1)
+            batch = model.image.index_copy(0, rows[at], image[at])
+            outputs |= zip(at.tolist(), model(batch)[rows[at]], strict=True)
+        return torch.stack([outputs[i] for i in range(len(rows))])
 
 
 def split(inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:

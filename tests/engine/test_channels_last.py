@@ -134,7 +134,8 @@ def test_a_model_that_needs_the_usual_form_in_front_gets_it():
 
 def test_aliases_of_the_layers_value_are_written_as_well():
     model = _model(InPlaceWithAlias)
-    result = _explain(model, X, layer=model.layer, replay="full")
+    with pytest.warns(UserWarning, match="something else holds the value too"):
+        result = _explain(model, X, layer=model.layer, replay="full")
     torch.testing.assert_close(result.scores, model(X).detach()[[0, 1], [1, 2]])
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+import captum_clustered.engine.copies as copies_module
 import captum_clustered.engine.model as model_module
 from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam
 from captum_clustered.clustering import KMeans
@@ -392,16 +393,15 @@ def test_the_model_runs_on_as_many_images_as_fit_the_budget(explainer, monkeypat
     model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
     cam = explainer(model, model[0], clusterer=torch.arange(6))
     groups = cam.explain(x, 0).masked_scores.shape[1] + (explainer is LayerGroupCam)
-    assert sizes == [2, 2 * groups]
+    assert sizes == [2, 2 * (groups + 3)]  # three copies go along as a check
     sizes.clear()
-    monkeypatch.setitem(model_module.BUDGET, "cpu", 8 * 2 * x.nbytes)  # two copies
+    monkeypatch.setitem(model_module.BUDGET, "cpu", 4 * 8 * x.nbytes)
     cam.explain(x, 0)
-    assert sizes[0] == 2
-    assert sizes[1:] == [4] * (groups // 2) + [2] * (groups % 2)
+    assert set(sizes[1:-1]) <= {2 * 4}
+    assert sum(sizes) == 2 + 2 * (groups + 3)
     sizes.clear()
-    cam.explain(x, 0, perturbations_per_eval=3)
-    assert set(sizes[1:-1]) <= {6}
-    assert sum(sizes) == 2 + 2 * groups
+    cam.explain(x, 0, perturbations_per_eval=3)  # too few for a check
+    assert sizes == [2, 2] + [2] * groups
 
 
 @BOTH
@@ -664,8 +664,10 @@ def test_layers_and_inputs_without_an_image_are_refused(explainer):
 
 @pytest.mark.parametrize("fill", [0.0, "blur"])
 @pytest.mark.parametrize("clusterer", ["every-map", "kmeans", "contiguous", "random"])
-def test_stay_on_the_device_and_read_nothing(clusterer, fill, monkeypatch):
+def test_stay_on_the_device_and_read_one_value(clusterer, fill, monkeypatch):
     let_gradients_be_ones(monkeypatch)
+    checks = []
+    monkeypatch.setattr(copies_module, "agree", lambda *_: checks.append(1) or True)
     with FakeTensorMode(), torch.device("cuda"):
         model = nn.Sequential(
             nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5)
@@ -679,7 +681,9 @@ def test_stay_on_the_device_and_read_nothing(clusterer, fill, monkeypatch):
         ]
         for cam in cams:
             for target in (1, torch.tensor([1, 2])):
-                result = cam.explain(x, target, perturbations_per_eval=3)
+                checks.clear()
+                result = cam.explain(x, target, perturbations_per_eval=5)
+                assert len(checks) == 1
                 for value in vars(result).values():
                     assert value is None or value.device.type == "cuda"
                 assert result.attributions.shape == (2, 1, 7, 7)

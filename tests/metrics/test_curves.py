@@ -6,7 +6,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from captum_clustered.fills import fill_image
-from captum_clustered.metrics import Black, Blur, Status, confidences, curves, deletion, insertion
+from captum_clustered.metrics import (
+    Black,
+    Blur,
+    Status,
+    confidences,
+    curves,
+    deletion,
+    insertion,
+    scoring,
+)
 
 
 def brightness(x):
@@ -112,17 +121,17 @@ def test_chunks_change_nothing(network, batch, chunk):
     model = Counting(network)
     found = deletion(model, *batch, step=3, max_examples_per_batch=chunk).scores
     torch.testing.assert_close(found, expected)
-    # the images themselves, then 7 stages of each of 3 images
+    # the images themselves, then 6 more stages of each of 3 images, and 3 that go along as a check
     assert model.seen[0] == 3
-    assert sum(model.seen[1:]) == 21
-    assert max(model.seen[1:]) == min(chunk, 21)
+    assert sum(model.seen[1:]) == 18 + 3
+    assert max(model.seen[1:]) == max(4, min(chunk, 21))
 
 
 def test_chunks_fit_the_budget(network, batch, monkeypatch):
     monkeypatch.setattr(curves, "BUDGET", 4 * (2 * 16 * 4))  # four images
     model = Counting(network)
     deletion(model, *batch, step=3)
-    assert model.seen[1:] == [4, 4, 4, 4, 4, 1]
+    assert model.seen[1:] == [4, 4, 4, 4, 4, 1]  # three of the first go along as a check
 
 
 def test_arguments_follow_their_image(batch):
@@ -203,7 +212,9 @@ def test_wrong_numbers(network, batch, name, value):
         deletion(network, *batch, **{name: value})
 
 
-def test_nothing_is_read_from_the_device():
+def test_one_value_is_read_from_the_device(monkeypatch):
+    checks = []
+    monkeypatch.setattr(scoring, "agree", lambda *_: checks.append(1) or True)
     with FakeTensorMode(), torch.device("cuda"):
         model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3))
         for target in (None, 1):
@@ -211,3 +222,4 @@ def test_nothing_is_read_from_the_device():
                 model, torch.rand(3, 2, 4, 4), torch.rand(3, 1, 4, 4), target, seed=1, step=2
             )
             assert curve.area.device.type == "cuda"
+    assert len(checks) == 2

@@ -1,0 +1,190 @@
+"""Copies of examples in one pass of a model, and whether they leave each other alone.
+
+A model is expected to answer for each example as if it were alone in the batch. Not every model
+does: some normalise over the batch, divide by its largest value, or take another branch for it. So
+an unchanged copy rides along with the others, and must get what it got alone. Before and behind all
+ride a loud copy, whose values are four times as large, and a quiet one, because copies that lack
+something never have the largest value, and seldom the smallest. (Twice as large, it could make up
+for just what the others lack.) A model that reads a value is stopped at once: what it does next may
+hold for all copies.
+
+An argument that has one row for each example is repeated with the examples. One that all examples
+share may have as many rows by chance, and that, too, only the unchanged copy tells.
+
+Private parts of PyTorch: `torch.utils._python_dispatch`, which sees each operation, with the
+operation `_local_scalar_dense`, which reads a value, and `_schema`, which tells whether one writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["MIXES", "READS", "agree", "first_that_agrees", "loud", "plans", "quiet", "tolerance"]
+
+MIXES = "a copy without a change got another score than alone, so the model mixes examples"
+"""Why copies cannot share a pass, where nothing more is known."""
+
+READS = "the model reads values (as by `.item()` or `if`), which may hold for all examples at once"
+"""Why copies cannot share a pass, where the model decides by values."""
+
+_SUBSETS = 4
+"""Up to so many arguments, all choices of those that are repeated are tried."""
+
+_aten = torch.ops.aten
+_READING = {_aten._local_scalar_dense.default, _aten.equal.default}
+
+
+class _ValueIsRead(BaseException):
+    """Stops a model where it reads a value; not an Exception, so that no model takes it for its."""
+
+
+class _Watch(TorchDispatchMode):
+    """Raises where a value is read that depends on certain tensors."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known: set[StorageWeakRef] = set()
+        self._add(tensors)
+
+    def __torch_dispatch__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = list(_tensors([args, kwargs.values()]))
+        depends = not self.known.isdisjoint(_storages(given))
+        if depends and func in _READING:
+            raise _ValueIsRead
+        output = func(*args, **kwargs)
+        if depends:
+            written = given if func._schema.is_mutable else []
+            self._add([*written, *_tensors([output])])
+        return output
+
+    def _add(self, tensors: Iterable[Tensor]) -> None:
+        self.known.update(_storages(tensors))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments, or the results, of an operation."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list, ValuesView)):
+            yield from _tensors(value)
+
+
+def _storages(tensors: Iterable[Tensor]) -> Iterator[StorageWeakRef]:
+    for tensor in tensors:
+        try:
+            yield StorageWeakRef(tensor.untyped_storage())
+        except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+            continue
+
+
+def loud(tensor: Tensor) -> Tensor:
+    """The tensor with all its values four times as large."""
+    return 4 * tensor
+
+
+def quiet(tensor: Tensor) -> Tensor:
+    """The tensor with all its values a quarter as large."""
+    return tensor / 4
+
+
+def tolerance(scale: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+    """How much two scores may differ by rounding.
+
+    Args:
+        scale (Tensor): The size of what the model returns.
+        dtypes (iterable): The types of floating point numbers that take part.
+
+    Returns:
+        *Tensor*: 7e-5 of the scale in float32, 4e-10 in float64, 5e-2 in bfloat16.
+    """
+    eps: float = max(torch.finfo(dtype).eps for dtype in dtypes)
+    allowed: Tensor = eps**0.6 * scale
+    return allowed
+
+
+def agree(one: Tensor, other: Tensor, tolerance: Tensor) -> Tensor:
+    """Whether scores differ by rounding only, as a bool tensor of one element."""
+    close: Tensor = (one - other).abs() <= tolerance
+    same: Tensor = close | ~one.isfinite() & ~other.isfinite()
+    return same.all()
+
+
+def plans(args: Sequence[Any], n: int, certain: Iterable[int]) -> Iterator[frozenset[int]]:
+    """Which arguments may have one row for each example: the likeliest choice first.
+
+    Args:
+        args (sequence): All arguments of the model.
+        n (int): The number of examples.
+        certain (iterable): Positions that are known to have one row for each example.
+
+    Yields:
+        Positions.
+
+    Example::
+
+        >>> args = torch.zeros(3, 1, 4, 4), 0.5, torch.zeros(3)
+        >>> [sorted(plan) for plan in plans(args, 3, certain=[0])]
+        [[0, 2], [0]]
+    """
+    sure = frozenset(certain)
+    open_ = [
+        place
+        for place, arg in enumerate(args)
+        if place not in sure and isinstance(arg, Tensor) and arg.ndim and len(arg) == n
+    ]
+    sizes: Iterable[int] = range(len(open_), -1, -1)
+    if len(open_) > _SUBSETS:
+        sizes = (len(open_), 0, len(open_) - 1, 1)
+    for size in sizes:
+        for chosen in itertools.combinations(open_, size):
+            yield sure | frozenset(chosen)
+
+
+def first_that_agrees(
+    choices: Iterable[frozenset[int]],
+    watched: Sequence[Tensor],
+    run: Callable[[frozenset[int]], Any],
+    judge: Callable[[Any], Any],
+) -> tuple[frozenset[int] | None, Any]:
+    """Finds the arguments that go with the examples.
+
+    Args:
+        choices (iterable): From :func:`plans`.
+        watched (sequence[Tensor]): What the copies consist of. The model must not read what depends
+            on it.
+        run (callable): Runs the model on the first copies, with a choice, and returns its output.
+        judge (callable): From the output to what is wanted of it, or to a string that says why it
+            cannot be true.
+
+    Returns:
+        *tuple*: The choice and what was wanted; or None and why copies cannot share a pass.
+    """
+    reason = None
+    for choice in choices:
+        try:
+            with _Watch(watched):
+                output = run(choice)
+        except _ValueIsRead:
+            return None, READS
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            message = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            found = f"the model does not take several copies in one batch ({message})"
+        else:
+            found = judge(output)
+        if not isinstance(found, str):
+            return choice, found
+        reason = reason or found
+    return None, reason

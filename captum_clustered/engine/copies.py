@@ -1,0 +1,199 @@
+"""The whole model on copies of the batch: several in one pass, where they leave each other alone.
+
+An unchanged copy is always among them. Where it does not get the score that the first pass gave,
+each copy has a pass of its own, so that to put copies together changes memory and time, and never
+the result. If a copy alone does not get that score either, the model is random or keeps what it
+saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet
+from captum_clustered.engine.model import chunks
+from captum_clustered.targets import repeat_target, select
+
+if TYPE_CHECKING:
+    from captum_clustered.engine.capture import FirstPass
+
+__all__ = ["UNSTEADY", "Copied", "Copies", "steady"]
+
+UNSTEADY = (
+    "`forward_func` gave another score when it ran again with the same inputs: it is random, or "
+    "keeps what it saw before. The heat map contains that difference as noise. Switch off what "
+    "makes it random (noise, dropout by hand, sampling), or what it keeps."
+)
+"""What to say of a model that does not give the same score twice."""
+
+_SEEN_ELSEWHERE = (
+    "`layer` must be all that passes its value on; to hand the same value in at its place gave "
+    "another score than the plain pass, so something else holds the value too, or writes into it. "
+    "The heat map contains that difference as noise. Choose the layer after it."
+)
+
+_FEWEST = 4
+"""Copies in a pass below which each has a pass of its own: three are needed for the check."""
+
+_Made = Callable[[Tensor], Tensor]
+_CHEAP = 16
+"""Copies in a pass from which on an unchanged one rides along in each pass."""
+
+
+def steady(first: FirstPass) -> bool:
+    """Whether the model gives the same scores when it runs again."""
+    again = select(first.model.copies(1, ()), first.target)
+    return bool(agree(again, first.scores, first.tolerance))
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What came of the copies.
+
+    Attributes:
+        scores (Tensor): `(K, N)`, or `(K, 1)` if the model gives one score for the batch.
+        alone (str or None): Why each copy had a pass of its own, where several were allowed.
+        doubt (str or None): What to say where not even a copy alone, without a change, got the
+            score of the first pass.
+    """
+
+    scores: Tensor
+    alone: str | None
+    doubt: str | None = None
+
+    @property
+    def remark(self) -> str | None:
+        """What a user should be warned of, if anything."""
+        if self.doubt is not None or self.alone is None:
+            return self.doubt
+        return (
+            f"Each copy of the inputs has a pass of its own, because {self.alone}. That takes more "
+            "time and gives the right result."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Copies of the batch, each with other values somewhere.
+
+    Attributes:
+        first (FirstPass): The model with its inputs, and what the plain pass gave.
+        plain (Sequence[Tensor]): The values without a change, `(N, …)` each: the layer's tensors,
+            or the image.
+        make (callable): Gives the values of a range of copies, `(k, N, …)` each.
+        run (callable): Runs the model on `k` copies: from values `(k * N, …)`, `k`, and the
+            arguments that are repeated, to the model's output.
+        certain (Sequence[int]): Arguments that have one row for each example.
+        score (callable): From the output and the number of copies to scores of each example of each
+            copy.
+    """
+
+    first: FirstPass
+    plain: Sequence[Tensor]
+    make: Callable[[range], Sequence[Tensor]]
+    run: Callable[[list[Tensor], int, frozenset[int]], Any]
+    certain: Sequence[int] = (0,)
+    score: Callable[[Any, int], Tensor] | None = None
+
+    def scores(self, count: int, chunk: int, tick: Callable[[int], object]) -> Copied:
+        """The scores of so many copies. It reads values from the device.
+
+        Args:
+            count (int): Number of copies, `K`.
+            chunk (int): Copies in one pass, at most.
+            tick (callable): Told the number of copies that are done.
+        """
+        if self.first.couples or chunk < _FEWEST or not count:
+            return self._alone(count, None, tick)
+        return self._together(count, chunk, tick)
+
+    def _together(self, count: int, chunk: int, tick: Callable[[int], object]) -> Copied:
+        start = range(min(count, chunk - 3))
+        values = self._batch([loud, _unchanged], start, [quiet])
+        k = len(values[0]) // self.first.model.n
+        args = self.first.model.args
+
+        def run(repeated: frozenset[int]) -> Any:  # the model may write into what it gets
+            return self.run([value.clone() for value in values], k, repeated)
+
+        repeated, found = first_that_agrees(
+            plans(args, self.first.model.n, self.certain),
+            [*values, *(arg for arg in args if isinstance(arg, Tensor))],
+            run,
+            lambda output: self._compared(output, k, unchanged=1),
+        )
+        if repeated is None:
+            return self._alone(count, found, tick)
+        tick(len(start))
+        parts = [found[2 : 2 + len(start)]]
+        riding = chunk >= _CHEAP
+        for groups in chunks(range(len(start), count), chunk - riding):
+            if not riding:
+                parts.append(self._some(groups, repeated, tick))
+                continue
+            output = self.run(self._batch([], groups, [_unchanged]), len(groups) + 1, repeated)
+            found = self._compared(output, len(groups) + 1, unchanged=len(groups))
+            if isinstance(found, str):
+                return self._alone(count, found, tick)
+            tick(len(groups))
+            parts.append(found[:-1])
+        return Copied(torch.cat(parts), None)
+
+    def _batch(self, before: list[_Made], groups: range, behind: list[_Made]) -> list[Tensor]:
+        """The values of copies, between others that are made of the values without a change."""
+        return [
+            torch.cat(
+                [*(one(plain)[None] for one in before), some, *(one(plain)[None] for one in behind)]
+            ).flatten(0, 1)  # (k * N, …)
+            for some, plain in zip(self.make(groups), self.plain, strict=True)
+        ]
+
+    def _compared(self, output: Any, k: int, unchanged: int) -> Tensor | str:
+        """The scores of all copies, or what speaks against them."""
+        first = self.first
+        n = first.model.n
+        shape = tuple(output.shape) if isinstance(output, Tensor) else None
+        if shape != (k * n, *(first.output_shape or ())[1:]):
+            return f"the output has the shape {shape} for {k} copies of {n} examples"
+        raw = select(output, repeat_target(first.target, k)).reshape(k, n)
+        if not agree(raw[unchanged], first.scores, first.tolerance):
+            return MIXES
+        return self._score(output, k)
+
+    def _score(self, output: Any, times: int) -> Tensor:
+        scores = self.score or _selected(self.first.target)
+        return scores(output, times).reshape(times, -1).detach()
+
+    def _some(
+        self, groups: range, repeated: frozenset[int], tick: Callable[[int], object]
+    ) -> Tensor:
+        values = [made.flatten(0, 1) for made in self.make(groups)]  # (k * N, …)
+        scores = self._score(self.run(values, len(groups), repeated), len(groups))
+        tick(len(groups))
+        return scores
+
+    def _alone(self, count: int, reason: str | None, tick: Callable[[int], object]) -> Copied:
+        """Each copy in a pass of its own."""
+        first = self.first
+        doubt = None
+        if not first.stochastic:
+            values = [plain.clone() for plain in self.plain]  # the model may write into them
+            again = select(self.run(values, 1, frozenset()), first.target)
+            if not agree(again, first.scores, first.tolerance):
+                doubt = _SEEN_ELSEWHERE if steady(first) else UNSTEADY
+        parts = [self._some(range(k, k + 1), frozenset(), tick) for k in range(count)]
+        nothing = first.scores.new_zeros(0, len(first.scores))
+        return Copied(torch.cat(parts) if parts else nothing, reason, doubt)
+
+
+def _unchanged(plain: Tensor) -> Tensor:
+    return plain
+
+
+def _selected(target: Tensor | None) -> Callable[[Any, int], Tensor]:
+    return lambda output, times: select(output, repeat_target(target, times))
