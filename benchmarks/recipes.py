@@ -132,6 +132,7 @@ def painted_with_signs(asked: Asked, **settings: Any) -> Tensor:
         asked (Asked): What is to be explained.
         **settings (Any): Of :class:`captum_clustered.ClusteredLayerAblation`.
     """
+    settings = {"weighting": "drop_per_map", **settings}
     found: Any = asked.explain(parts="whole", unpainted="ablate", **settings)
     return build(found.activations, found.channel_weights, relu=True, sum_maps=True)
 

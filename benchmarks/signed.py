@@ -48,11 +48,17 @@ def _own(name: str, description: str, **settings: Any) -> Method:
 
 _ADDED: Mapping[str, Any] = MappingProxyType(
     {
+        "clustered-cam-map": _own(
+            "clustered-cam-map", "Drops are shared equally", weighting="drop_per_map"
+        ),
         "clustered-cam-mass": _own(
             "clustered-cam-mass", "Drops are shared by activation", weighting="drop_per_mass"
         ),
         "clustered-cam-whole": _own(
-            "clustered-cam-whole", "Maps stay whole and are painted by magnitude", parts="whole"
+            "clustered-cam-whole",
+            "Maps stay whole and are painted by magnitude",
+            parts="whole",
+            weighting="drop_per_map",
         ),
         "clustered-cam-published": partial(Recipe, make=painted_with_signs),
         "ablation-cam-published": partial(
@@ -72,6 +78,7 @@ _COMMON = (
     BASE,
     RIVAL,
     "clustered-cam",
+    "clustered-cam-map",
     "clustered-cam-mass",
     "clustered-cam-whole",
     "clustered-cam-published",
@@ -81,8 +88,9 @@ _SINGLE = ("ablation-cam", "ablation-cam-published")
 _TOKENS = ("clustered-cam-ablate", "clustered-cam-mean", "places", "places-drop")
 
 WORDS = (
-    "- `clustered-cam` groups the parts of the maps, `ablation-cam` takes each part alone; `-mass` "
-    "shares drops by activation, `-whole` keeps maps whole and paints their magnitude.",
+    "- `clustered-cam` groups the parts of the maps, `ablation-cam` takes each part alone. The drop of "
+    "a group is divided by the norm of its parts; `-map` shares it equally, `-mass` by activation. "
+    "`-whole` keeps maps whole and paints their magnitude, with drops that are shared equally.",
     "- `-published` is the published formula on whole maps: the drop times the map with its sign, "
     "with 64 groups and drops per map, or each map alone.",
     "- `hires-cam` is gradient times activation, summed over maps.",

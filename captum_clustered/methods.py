@@ -137,7 +137,7 @@ def _random_groups(
     *,
     n_clusters: int = 64,
     clusterer: Any = "kmeans",
-    weighting: Any = "drop_per_map",
+    weighting: Any = "auto",
     seed: int = 0,
     **layout: Any,
 ) -> LayerAttribution:
@@ -168,7 +168,7 @@ def _adaptive_ablation_cam(
     layer: nn.Module,
     *,
     n_clusters: int = 32,
-    weighting: Any = "drop_per_map",
+    weighting: Any = "auto",
     **layout: Any,
 ) -> LayerAttribution:
     return ClusteredLayerAblation(

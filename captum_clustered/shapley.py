@@ -36,7 +36,7 @@ class Shapley:
         n_permutations (int, optional): Number of orders, even and at least 2; with 2 there is no
             standard error. Default: 8
         weighting (str or callable, optional): How :math:`\phi_G` becomes a weight, as for
-            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"drop_per_map"``
+            :class:`captum_clustered.ClusteredLayerAblation`. Default: ``"auto"``
         seed (int, optional): Seed of the orders, which all examples share. Default: 0
 
     Raises:
@@ -54,7 +54,7 @@ class Shapley:
     """
 
     n_permutations: int = 8
-    weighting: Any = "drop_per_map"
+    weighting: Any = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +71,11 @@ class Shapley:
     ) -> Tensor:
         """Weights `(N, K)`; `ablated_scores` are the scores minus what :meth:`measure` returns."""
         return as_weighting(self.weighting)(scores, ablated_scores, labels, activations)
+
+    def of(self, signed: Tensor) -> Any:
+        """The weighting where it is known which examples have parts below the baseline."""
+        weighting: Any = as_weighting(self.weighting)
+        return weighting.of(signed) if hasattr(weighting, "of") else self
 
     @property
     def share(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

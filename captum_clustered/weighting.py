@@ -21,6 +21,7 @@ from captum_clustered._checks import check_choice
 __all__ = [
     "SHARES",
     "WEIGHTINGS",
+    "BySign",
     "DropByActivation",
     "Weighting",
     "as_weighting",
@@ -198,6 +199,57 @@ def drop_per_norm(
     return _divide(drops, sum_by_group(squares, labels, drops.shape[1]).sqrt())
 
 
+@dataclass(frozen=True)
+class BySign:
+    """The weighting ``"auto"``: one where nothing lies below the baseline, another elsewhere.
+
+    Maps behind a ReLU are much alike in size. Where maps have two signs, as in the blocks of a
+    transformer, a few are often hundreds of times larger than the rest. A weight for each map then
+    counts their size twice, in the drop and in the map.
+
+    Called like any other weighting, it is that of maps with one sign.
+
+    Attributes:
+        one_sided (callable): For examples whose maps lie nowhere below the baseline.
+        two_sided (callable): For the others.
+    """
+
+    one_sided: Weighting = drop_per_map
+    two_sided: Weighting = drop_per_norm
+
+    def __call__(
+        self, scores: Tensor, ablated_scores: Tensor, labels: Tensor, activations: Tensor
+    ) -> Tensor:
+        """The weights `(N, K)` of maps with one sign."""
+        return self.one_sided(scores, ablated_scores, labels, activations)
+
+    def of(self, signed: Tensor) -> Weighting:
+        """The weighting where it is known which examples have parts below the baseline.
+
+        Args:
+            signed (Tensor): bool `(N,)`.
+
+        Example::
+
+            >>> weights = BySign().of(torch.tensor([False, True]))(
+            ...     torch.tensor([4.0, 4.0]), torch.tensor([[2.0], [2.0]]),
+            ...     torch.tensor([[0, 0], [0, 0]]), torch.tensor([[[3.0], [4.0]]]).expand(2, 2, 1),
+            ... )
+            >>> weights  # half of the score, by two maps; two units of score, by a norm of 5
+            tensor([[0.2500],
+                    [0.4000]])
+        """
+
+        def weigh(scores: Tensor, ablated: Tensor, labels: Tensor, activations: Tensor) -> Tensor:
+            one, two = (
+                weighting(scores, ablated, labels, activations)
+                for weighting in (self.one_sided, self.two_sided)
+            )
+            return torch.where(signed.to(one.device).unsqueeze(1), two, one)
+
+        return weigh
+
+
 def gradient_weights(gradients: Tensor) -> Tensor:
     """The weights of Grad-CAM: the mean of each map's gradient.
 
@@ -289,6 +341,7 @@ def _divide(weights: Tensor, by: Tensor) -> Tensor:
 
 
 WEIGHTINGS: dict[str, Weighting] = {
+    "auto": BySign(),
     "drop": drop,
     "drop_per_map": drop_per_map,
     "drop_per_mass": drop_per_mass,

@@ -48,6 +48,11 @@ class Parts:
         """Whether there are parts below the baseline."""
         return self.values.shape[1] > self.n_maps
 
+    @property
+    def has_signs(self) -> bool:
+        """Whether an example may have a part below the baseline."""
+        return self.two_sided or self.whole
+
     def by_map(self, values: Tensor, absent: float) -> tuple[Tensor, Tensor]:
         """Splits what is known of each part, `(N, P)`, by maps.
 
@@ -130,8 +135,8 @@ def as_parts(
     elif change.device.type == "cpu":
         signed = change.reshape(n, -1).amin(1) < 0
         two_sided = both or bool(signed.any())
-    else:
-        signed = torch.ones(n, dtype=torch.bool, device=change.device)
+    else:  # which examples have any is not read
+        signed = change.reshape(n, -1).amin(1) < 0
         two_sided = True
     values = change
     if two_sided and whole:

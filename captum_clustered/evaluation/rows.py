@@ -62,7 +62,12 @@ class Variant:
 
     def __str__(self) -> str:
         groups = None if self.clusters is None else f"K={self.clusters}"
-        return " ".join(part for part in (self.method, groups, self.weighting) if part)
+        return " ".join(part for part in (self.method, groups, self.named_weighting) if part)
+
+    @property
+    def named_weighting(self) -> str | None:
+        """The weighting, unless it is the method's own choice."""
+        return None if self.weighting == "auto" else self.weighting
 
 
 def key_of(image: str, variant: Variant) -> Key:
@@ -80,5 +85,5 @@ def title_of(variant: Variant) -> str:
     """
     name = _TITLES.get(variant.method, variant.method)
     groups = None if variant.clusters is None else f"K={variant.clusters}"
-    weighting = None if variant.weighting is None else variant.weighting.replace("_", " ")
+    weighting = (variant.named_weighting or "").replace("_", " ")
     return ", ".join(part for part in (name, groups, weighting) if part)

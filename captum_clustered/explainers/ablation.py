@@ -71,9 +71,10 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         weighting (str or callable, optional): How a drop becomes a weight: ``"drop"``, the paper's,
             gives the joint drop to each map of the group; ``"drop_per_map"`` shares it among them;
             ``"drop_per_mass"`` shares it by activation; ``"drop_per_norm"`` divides the drop by the
-            norm of the group's maps; or a callable
-            ``(scores, ablated_scores, labels, activations) -> (N, K)``.
-            Default: ``"drop_per_map"``, since the paper's counts a group of n maps n times
+            norm of the group's maps; ``"auto"`` is ``"drop_per_map"`` for an example whose maps lie
+            nowhere below the baseline, and ``"drop_per_norm"`` for one whose maps have two signs;
+            or a callable ``(scores, ablated_scores, labels, activations) -> (N, K)``.
+            Default: ``"auto"``, since the paper's counts a group of n maps n times
         parts (str, optional): ``"signed"`` takes each map apart into what it says above its
             baseline and what it says below, where there is any; ``"whole"`` keeps maps whole and
             paints the magnitude of their deviation. Given labels `(N, C)` keep them whole as well;
@@ -114,7 +115,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         *,
         clusterer: Any = "kmeans",
         n_clusters: int | Literal["auto"] = 64,
-        weighting: Any = "drop_per_map",
+        weighting: Any = "auto",
         parts: Literal["signed", "whole"] = "signed",
         unpainted: Literal["keep", "ablate"] = "keep",
         channel_dim: int = 1,
@@ -239,7 +240,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         counts = [grouped.n_groups for grouped in groups]
         ablated = replayed.ablated_scores.split(counts, dim=1)
         weights = [
-            self._group_weights(replayed.scores, scores, grouped, one.values)
+            self._group_weights(replayed.scores, scores, grouped, one)
             for scores, grouped, one in zip(ablated, groups, parts, strict=True)
         ]
         share = getattr(self.weighting, "share", None) or _equally
@@ -273,16 +274,19 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         )
 
     def _group_weights(
-        self, scores: Tensor, ablated: Tensor, grouped: Groups, values: Tensor
+        self, scores: Tensor, ablated: Tensor, grouped: Groups, parts: Parts
     ) -> Tensor:
         """The weights `(N, K)`, 0 for a group that an example does not have."""
-        n, k = len(values), grouped.n_groups
+        n, k = len(parts.values), grouped.n_groups
         precise = torch.promote_types(scores.dtype, torch.float32)
-        weights = self.weighting(
+        weighting: Any = self.weighting
+        if hasattr(weighting, "of") and parts.has_signs:
+            weighting = weighting.of(parts.signed)
+        weights = weighting(
             scores.to(precise).expand(n),
             ablated.to(precise).expand(n, k),
             grouped.labels,
-            values,
+            parts.values,
         )
         if not isinstance(weights, Tensor) or weights.shape != (n, k):
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import captum_clustered.engine.copies as copies_module
 import captum_clustered.engine.replay as replay_module
 import captum_clustered.engine.switching as switching
 from captum_clustered import ClusteredLayerAblation
@@ -373,7 +374,7 @@ def test_bfloat16_is_as_near_as_it_can_be(kind, chunk):
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     arguments = {"target": [0, 2], "layer_baselines": 0.25, "relu_attributions": False}
     found, expected = (
-        ClusteredLayerAblation(one, one[0], clusterer=labels).explain(
+        ClusteredLayerAblation(one, one[0], clusterer=labels, weighting="drop_per_map").explain(
             inputs, perturbations_per_eval=chunk, **arguments
         )
         for one, inputs in ((low, x), (rounded, x.double()))
@@ -434,7 +435,7 @@ def test_labels_of_parts_are_taken_whatever_the_signs(negative):
     if negative:
         x[1, 0, 0, 0] = -1
     labels = torch.tensor([0, 1, 1, 2, 3, 0])
-    cam = ClusteredLayerAblation(model, model[0], clusterer=labels)
+    cam = ClusteredLayerAblation(model, model[0], clusterer=labels, weighting="drop_per_map")
     result = cam.explain(x, [0, 2], relu_attributions=False)
     assert result.labels.tolist() == [[0, 1, 1], [0, 1, 1]]
     assert result.labels_below.tolist() == [[-1, -1, -1], [2 if negative else -1, -1, -1]]
@@ -623,7 +624,8 @@ def test_what_is_kept_is_the_same_without_gradients(mode, transform):
 )  # fmt: skip
 @pytest.mark.parametrize("baseline", [None, 0.5, "maps"])
 def test_signed_maps_stay_on_the_device(clusterer, parts, baseline, replay, monkeypatch):
-    monkeypatch.setattr(replay_module, "_agrees", lambda *_: True)  # it reads
+    for module in (replay_module, copies_module):
+        monkeypatch.setattr(module, "agree", lambda *_: True)  # it reads
     with FakeTensorMode(), torch.device("cuda"):
         model = nn.Sequential(nn.Conv2d(3, 6, 3), Head("chain", 6, 0)).eval()
         baseline = torch.rand(6, 1, 1) if baseline == "maps" else baseline
@@ -641,7 +643,7 @@ def test_signed_maps_stay_on_the_device(clusterer, parts, baseline, replay, monk
 
 @pytest.mark.parametrize("unpainted", ["keep", "ablate"])
 def test_tokens_stay_on_the_device(unpainted, monkeypatch):
-    monkeypatch.setattr(replay_module, "_agrees", lambda *_: True)
+    monkeypatch.setattr(replay_module, "agree", lambda *_: True)
     with FakeTensorMode(), torch.device("cuda"):
         model = Tokens().eval()
         cam = ClusteredLayerAblation(
