@@ -78,7 +78,7 @@ def test_each_method_has_its_own_defaults_unless_one_is_named_for_all():
     chosen = settings(methods=("clustered-cam", "group-cam", "clustered-score-cam", "grad-cam"))
     found = [str(one) for one in variants(chosen, METHODS)]
     assert found == [
-        "clustered-cam K=64 drop_per_map",
+        "clustered-cam K=64",
         f"group-cam K={METHODS['group-cam'].settings['n_clusters']}",
         f"clustered-score-cam K={METHODS['clustered-score-cam'].settings['n_clusters']}",
         "grad-cam",

@@ -312,7 +312,7 @@ def test_the_result_is_detached_and_of_the_maps_dtype():
         ({"clusterer": "kmean"}, ValueError, "`clusterer` must be one of .kmeans., .* got 'kmean'"),
         ({"clusterer": 3}, TypeError, "`clusterer` must be a name, .* got 3"),
         ({"n_clusters": 0}, ValueError, "`n_clusters` must be an int >= 1; got 0"),
-        ({"weighting": "size"}, ValueError, "`weighting` must be one of .drop., .* got 'size'"),
+        ({"weighting": "size"}, ValueError, "`weighting` must be one of .auto., .* got 'size'"),
         ({"weighting": 1.0}, TypeError, "`weighting` must be a name or a callable; got 1.0"),
     ],
 )
