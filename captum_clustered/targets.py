@@ -19,6 +19,7 @@ __all__ = [
     "Score",
     "Target",
     "check_target",
+    "example_scores",
     "format_target",
     "repeat_target",
     "select",
@@ -28,7 +29,10 @@ __all__ = [
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 """What a caller may pass as ``target``; see :func:`format_target`."""
 
-Score = Literal["softmax", "sigmoid", "identity", "log_odds"] | Callable[[Tensor], Tensor]
+Score = (
+    Literal["softmax", "sigmoid", "identity", "probabilities", "log_odds"]
+    | Callable[[Tensor], Tensor]
+)
 """What a caller may pass as ``score``; see :func:`target_scores`."""
 
 
@@ -125,7 +129,8 @@ def select(output: Any, target: Tensor | None) -> Tensor:
 
     Raises:
         TypeError: If the output is not a tensor or a number.
-        ValueError: If the target does not fit the output's shape.
+        ValueError: If the target does not fit the output's shape, or the output has neither one row
+            for each entry of the target nor a single one.
 
     Example::
 
@@ -144,6 +149,10 @@ def select(output: Any, target: Tensor | None) -> Tensor:
     _check_axes(output, target)
     if target is None:
         return output.reshape(-1)
+    if len(output) == 1:  # one row for the batch, as Captum reads it
+        target = target[:1]
+    elif len(output) != len(target):
+        raise ValueError(_rows_differ(len(output), len(target)))
     scores = output  # (N, *axes), one axis less after each step
     for column in target.to(output.device).unbind(1):
         index = torch.where(column < 0, column + scores.shape[1], column)  # (N,)
@@ -181,8 +190,9 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         output (Tensor, float or int): Logits, `(N, classes)`, or `(N,)` for one score per image.
         target (Tensor or None): The result of :func:`format_target`.
         score (str or callable, optional): ``"softmax"`` over the second axis; ``"sigmoid"``;
-            ``"identity"``; ``"log_odds"``, which is log(p / (1 - p)) of the softmax p; or a
-            callable from logits to scores of the same shape. Default: ``"softmax"``
+            ``"identity"``; ``"probabilities"``, which is the same of outputs that are said to be
+            probabilities; ``"log_odds"``, which is log(p / (1 - p)) of the softmax p; or a callable
+            from logits to scores of the same shape. Default: ``"softmax"``
 
     Returns:
         *Tensor*: `(N,)`, float64 if the device has it: in float32 the probabilities of a confident
@@ -211,7 +221,7 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         scores = logits.softmax(1)
     elif score == "sigmoid":
         scores = logits.sigmoid()
-    elif score == "identity":
+    elif score in ("identity", "probabilities"):
         scores = logits
     elif score == "log_odds":
         scores = _log_odds(logits)
@@ -220,8 +230,8 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
     else:
         error = ValueError if isinstance(score, str) else TypeError
         raise error(
-            "`score` must be 'softmax', 'sigmoid', 'identity', 'log_odds' or a callable; got "
-            f"{score!r}."
+            "`score` must be 'softmax', 'sigmoid', 'identity', 'probabilities', 'log_odds' or a "
+            f"callable; got {score!r}."
         )
     return select(scores, target)
 
@@ -240,21 +250,71 @@ def _log_odds(logits: Tensor) -> Tensor:
     return logits - others.scatter(1, top, without_top)
 
 
+def example_scores(output: Any, target: Tensor | None, n_examples: int) -> Tensor:
+    """Picks the scores as :func:`select` does, and checks that they are those of the examples.
+
+    Args:
+        output (Tensor, float or int): The model's output.
+        target (Tensor or None): The result of :func:`format_target`.
+        n_examples (int): The number of examples `N`.
+
+    Returns:
+        *Tensor*: `(N,)`, or `(1,)` if the model gives one score for the whole batch.
+
+    Raises:
+        TypeError: As :func:`select`.
+        ValueError: As :func:`select` and :func:`check_target`, and if the number of scores is
+            neither `N` nor one.
+
+    Example::
+
+        >>> example_scores(torch.tensor([[1.0, 2.0]]), format_target(1, 5), 5)  # one for all five
+        tensor([2.])
+    """
+    check_target(output, target)
+    scores = select(output, target)
+    if len(scores) not in (1, n_examples):
+        raise ValueError(_rows_differ(len(scores), n_examples))
+    return scores
+
+
+def _rows_differ(rows: int, n_examples: int) -> str:
+    return (
+        "`forward_func` must give one row of scores per example, or one for the whole batch; got "
+        f"{rows} rows for {n_examples} examples. Make one score of each example's rows, for "
+        "example `lambda x: model(x).reshape(len(x), -1, n_classes).mean(1)`, or of all rows, "
+        "`lambda x: model(x).mean(0, keepdim=True)`."
+    )
+
+
 def check_target(output: Any, target: Tensor | None) -> None:
-    """Raises an error if an index lies outside the output; skips a target on an accelerator.
+    """Raises an error if an index lies outside the output.
+
+    A target on an accelerator is not read, unless all examples share one row of scores.
 
     Args:
         output (Tensor, float or int): The model's output.
         target (Tensor or None): The result of :func:`format_target`.
 
     Raises:
-        ValueError: If an index lies outside its axis.
+        ValueError: If an index lies outside its axis, or examples that share one row of scores have
+            different targets.
 
     Example::
 
         >>> check_target(torch.zeros(2, 3), format_target([0, 2], 2))
     """
-    if target is None or target.device.type != "cpu" or not isinstance(output, Tensor):
+    if target is None or not isinstance(output, Tensor):
+        return
+    # an int is one row that is expanded, which is known without reading it
+    shared = output.ndim > 1 and len(output) == 1 and target.stride(0) != 0
+    if shared and bool((target != target[:1]).any()):
+        raise ValueError(
+            "`target` must be one class where the model gives one row of scores for the whole "
+            f"batch; got {target.squeeze(1).tolist()} for an output of shape "
+            f"{tuple(output.shape)}. Pass an int, or a model that gives one row per example."
+        )
+    if target.device.type != "cpu":
         return
     for axis, (size, column) in enumerate(zip(output.shape[1:], target.T, strict=False), start=1):
         outside = column[(column < -size) | (column >= size)]

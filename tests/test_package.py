@@ -31,6 +31,7 @@ ORDER = [
     "_pictures",
     "_kmeans",
     "_copies",
+    "_outputs",
     "targets",
     "heatmap",
     "statistics",

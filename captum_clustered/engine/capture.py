@@ -41,7 +41,7 @@ from captum_clustered._copies import tolerance
 from captum_clustered.engine.calls import Call, LayerIO, versions
 from captum_clustered.engine.model import Model, ModuleStates
 from captum_clustered.engine.sites import Follower, Site, mixes
-from captum_clustered.targets import check_target, select
+from captum_clustered.targets import example_scores
 
 __all__ = ["FirstPass", "capture"]
 
@@ -60,6 +60,7 @@ class FirstPass:
         activations (list[Tensor]): The layer's tensors, copied before anything could change them.
         scores (Tensor): Target scores, `(N,)`, or `(1,)` if the model gives one for the batch;
             with their graph if gradients are enabled.
+        output (Any): What the model returned, detached if it is a tensor.
         scale (Tensor): Largest magnitude in the model's output, `(N,)` or `(1,)`, against which
             rounding is judged.
         prefix (list[Call]): The frozen prefix.
@@ -83,6 +84,7 @@ class FirstPass:
     target: Tensor | None
     activations: list[Tensor]
     scores: Tensor
+    output: Any
     scale: Tensor
     prefix: list[Call]
     whole: bool
@@ -200,6 +202,7 @@ def _run(
         target=target,
         activations=activations[0],
         scores=scores,
+        output=output.detach() if isinstance(output, Tensor) else output,
         scale=_scale(output, scores.detach()),
         # the layer's own output is replaced anyway, so it may have changed
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
@@ -232,21 +235,16 @@ def _check_layer(activations: list[list[Tensor]], n: int) -> None:
             raise ValueError(
                 f"`layer` must give tensors whose first axis is the batch of {n} examples; got "
                 f"shape {tuple(tensor.shape)}. Choose a layer before the batch is folded into "
-                "other axes, or after it is unfolded again."
+                "other axes, or after it is unfolded again. Where one example is a bag of images, "
+                "such as the slices of a scan, pass the bag as the batch, with one score for all: "
+                "inputs `bag[0]`, forward_func `lambda images: model(images[None])`."
             )
 
 
 def _scores(output: Any, target: Tensor | None, n: int) -> Tensor:
-    check_target(output, target)
-    scores = select(output, target)
-    if not torch.is_grad_enabled():
-        scores = scores.detach()  # the model may have enabled gradients for itself
-    if len(scores) not in (1, n):
-        raise ValueError(
-            "`forward_func` must give one score per example, or one for the batch; got "
-            f"{len(scores)} scores for {n} examples."
-        )
-    return scores
+    scores = example_scores(output, target, n)
+    # the model may have enabled gradients for itself
+    return scores if torch.is_grad_enabled() else scores.detach()
 
 
 def _scale(output: Any, scores: Tensor) -> Tensor:

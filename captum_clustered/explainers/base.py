@@ -34,6 +34,7 @@ __all__ = [
     "check_parts",
     "check_perturbations",
     "group_maps",
+    "gradients_reach",
     "group_parts",
     "is_given",
     "progress",
@@ -267,27 +268,32 @@ def _differentiate(
     def forward(_: Tensor) -> Tensor:
         found.append(capture(model, io, targets, seen))
         if not found[0].scores.requires_grad:
-            raise ValueError(
-                "`forward_func` must give a score that has a gradient with respect to `layer`; got "
-                "one without. Leave out what cuts it off (`.item()`, `.detach()`, argmax), or take "
-                "a method without gradients, such as ClusteredLayerAblation."
-            )
+            raise ValueError(_NO_GRADIENT)
         return found[0].scores
 
     def keep(tensors: Any) -> Any:
         theirs.append(tensors)
-        return tensors
+        if len(theirs) == 1:
+            return tensors
+        if all(tensor is None for tensor in tensors):
+            raise ValueError(_NO_GRADIENT)
+        # zero where the score needs only others of the layer's tensors
+        return tuple(
+            torch.zeros_like(of) if tensor is None else tensor
+            for tensor, of in zip(tensors, theirs[0], strict=True)
+        )
 
     handle = io.hook(watch)
     try:
-        gradients, _ = compute_layer_gradients_and_eval(
-            forward,
-            io.layer,
-            model.args[0],
-            attribute_to_layer_input=io.at_input,
-            output_fn=keep,  # called with the layer's tensors, then with their gradients
-            grad_kwargs={"materialize_grads": True},  # zero where the score needs no such tensor
-        )
+        with gradients_reach():
+            gradients, _ = compute_layer_gradients_and_eval(
+                forward,
+                io.layer,
+                model.args[0],
+                attribute_to_layer_input=io.at_input,
+                output_fn=keep,  # called with the layer's tensors, then with their gradients
+                grad_kwargs={"allow_unused": True},
+            )
     finally:
         handle.remove()
     # Captum's hook, unlike ours, acts in all threads
@@ -297,6 +303,34 @@ def _differentiate(
             "with a lock around whatever runs the model."
         )
     return replace(found[0], scores=found[0].scores.detach(), prefix=[]), list(gradients)
+
+
+_NO_GRADIENT = (
+    "`forward_func` must give a score that has a gradient with respect to `layer`; got one "
+    "without. Leave out what cuts it off (`.item()`, `.detach()`, argmax, `torch.no_grad`, "
+    "`torch.inference_mode`), choose a layer that the score depends on, or take a method without "
+    "gradients, such as ClusteredLayerAblation."
+)
+
+
+@contextmanager
+def gradients_reach(message: str = _NO_GRADIENT) -> Iterator[None]:
+    """Says what to do where torch finds that gradients cannot be taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in _TORCH_SAYS):
+            raise ValueError(message) from error
+        raise
+
+
+_TORCH_SAYS = (
+    "Inference tensors cannot be saved for backward",
+    "on inference tensor outside InferenceMode",
+    "does not require grad",
+    "appears to not have been used in the graph",
+    "does not have a grad_fn",
+)
 
 
 def group_maps(clusterer: Clusterer, maps: Tensor, *, jointly: bool = False) -> Groups:

@@ -8,10 +8,10 @@ from captum.attr import GradientAttribution, LayerGradCam
 from torch import Tensor
 
 from captum_clustered.engine.model import as_model, borrowed
-from captum_clustered.explainers.base import LayerExplainer, unwrap
+from captum_clustered.explainers.base import LayerExplainer, gradients_reach, unwrap
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import build, to_maps
-from captum_clustered.targets import Target, check_target, format_target, select
+from captum_clustered.targets import Target, example_scores, format_target
 from captum_clustered.weighting import gradient_weights
 
 __all__ = ["GradCam", "LayerHiResCam"]
@@ -88,13 +88,12 @@ class GradCam(LayerExplainer, LayerGradCam):
             targets = format_target(target, model.n)
 
             def score(_: Tensor) -> Tensor:
-                output = model.forward_func(*model.fresh())
-                check_target(output, targets)
-                return select(output, targets)
+                return example_scores(model.forward_func(*model.fresh()), targets, model.n)
 
-            found = LayerGradCam(score, self.layer).attribute(
-                model.args[0], attribute_to_layer_input=at_input, attr_dim_summation=False
-            )
+            with gradients_reach():
+                found = LayerGradCam(score, self.layer).attribute(
+                    model.args[0], attribute_to_layer_input=at_input, attr_dim_summation=False
+                )
         return [
             to_maps(part.detach(), 1, None, self.layer, model.args[0].ndim)
             for part in (found if isinstance(found, tuple) else (found,))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.engine.copies import Copies
 from captum_clustered.engine.model import fitting
@@ -99,6 +100,24 @@ class MaskedImage:
         """The image where masks are 1, the background where they are 0; shapes broadcast."""
         return masked(self.image, masks, self.background)
 
+    def unsquashed(self, score: Score) -> Score:
+        """The score, or what to take instead of it where the model returns probabilities.
+
+        On an accelerator no value is read.
+        """
+        first = self.first
+        if score not in ("softmax", "sigmoid", "log_odds") or not isinstance(first.output, Tensor):
+            return score
+        args = first.model.fresh()
+        if not are_probabilities(first.output, lambda: with_graph(first.model.forward_func, args)):
+            return score
+        warn(
+            f"The model returns probabilities. They are taken as they are: score={score!r} would "
+            "squash them a second time. Pass score='identity' for a model that ends in a softmax "
+            "or sigmoid."
+        )
+        return "identity" if score != "log_odds" else _logit
+
     def scores(self, shown: Tensor, score: Score) -> Tensor:
         """The scores `(N,)`, or `(1,)`, of images `(N, C, *spatial)`, with their graph."""
         output = self.first.model.copies(1, (), {self.place: shown})
@@ -118,6 +137,7 @@ class MaskedImage:
         Returns:
             *list[Seen]*: One for each of the layer's tensors.
         """
+        score = self.unsquashed(score)
         if chunk is None:  # a copy of the inputs grows to many times its size inside the model
             chunk = fitting(8 * self.first.model.nbytes, self.image.device)
         return [self._see(joint, score, chunk, tick) for joint in joints]
@@ -153,6 +173,13 @@ class MaskedImage:
             [torch.cat([blank, joints[0]], 1), *joints[1:]], score, chunk, tick
         )
         return [Seen(first.scores[:, 1:], first.flat[:, 1:]), *others], first.scores[:, 0]
+
+
+def _logit(probabilities: Tensor) -> Tensor:
+    """The log odds; of a probability of 0 or 1 those of a number beside it."""
+    limits = torch.finfo(probabilities.dtype)
+    others = (1 - probabilities).clamp(min=limits.eps)
+    return probabilities.clamp(min=limits.tiny).log() - others.log()
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -178,6 +178,7 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
         self, view: MaskedImage, parts: Tensor, valid: Tensor, tick: Callable[[int], object]
     ) -> tuple[Tensor, Tensor]:
         """The weights `(N, K)`, and the objectives `(N, T)` before each step."""
+        score = view.unsquashed(self.score)
 
         def weigh(free: Tensor) -> Tensor:  # (N, K)
             weights = torch.where(valid, free, -torch.inf).softmax(1)
@@ -187,15 +188,17 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
             weights = weigh(free)
             heat = (weights.reshape(*weights.shape, *[1] * (parts.ndim - 2)) * parts).sum(1, True)
             mask = normalize(enlarge(heat, view.image.shape[2:]))  # (N, 1, *spatial)
-            return self._score(view, view.through(mask))
+            return self._score(view, view.through(mask), score)
 
-        with torch.enable_grad():
+        with gradients_reach(_NO_GRADIENT), torch.enable_grad():
             free = torch.zeros_like(valid, dtype=parts.dtype).requires_grad_()
             adam = torch.optim.Adam([free], lr=self.lr)
             objectives = []
             for _ in range(self.n_steps):
                 values = objective(free)
-                (free.grad,) = torch.autograd.grad(-values.sum(), free)
+                (free.grad,) = torch.autograd.grad(-values.sum(), free, allow_unused=True)
+                if free.grad is None:  # the score has a gradient, but not for the image
+                    raise ValueError(_NO_GRADIENT)
                 adam.step()
                 objectives.append(values.detach().to(torch.float64))
                 tick(1)
@@ -203,12 +206,15 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
         course = torch.stack(objectives, 1) if objectives else parts.new_zeros(n, 0).double()
         return weigh(free.detach()), course
 
-    def _score(self, view: MaskedImage, images: Tensor) -> Tensor:
-        scores = view.scores(images, self.score)
+    def _score(self, view: MaskedImage, images: Tensor, score: Score) -> Tensor:
+        scores = view.scores(images, score)
         if not scores.requires_grad:
-            raise ValueError(
-                "`forward_func` must give a score that has a gradient with respect to the inputs; "
-                "got one without. Leave out what cuts it off, or take ClusteredLayerScore, which "
-                "needs no gradient."
-            )
+            raise ValueError(_NO_GRADIENT)
         return scores.expand(len(images))
+
+
+_NO_GRADIENT = (
+    "`forward_func` must give a score that has a gradient with respect to the inputs; got one "
+    "without. Leave out what cuts it off (`.item()`, `.detach()`, argmax, `torch.no_grad`, "
+    "`torch.inference_mode`), or take ClusteredLayerScore, which needs no gradient."
+)

@@ -27,7 +27,7 @@ from captum_clustered.metrics.scoring import (
     Conventions,
     ImageModel,
     as_labels,
-    name_of,
+    check_score,
     name_of_target,
     resolve_target,
 )
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+
+_NO_PROBABILITIES = ("identity", "log_odds", "logit")
 
 # --- arithmetic -----------------------------------------------------------------------------------
 
@@ -204,12 +206,13 @@ class Confidences:
         """The :func:`gain` of each image, in percent; higher is better.
 
         Raises:
-            ValueError: If the scores are logits.
+            ValueError: If the scores are logits, or log odds.
         """
-        if self.conventions.score == "identity":
+        if self.conventions.score in _NO_PROBABILITIES:
             raise ValueError(
-                "`score` must be a probability for the average gain; got 'identity'. Pass "
-                "score='softmax' or 'sigmoid'."
+                "`score` must be a probability for the average gain; got "
+                f"{self.conventions.score!r}, of a model that returns logits. Pass score='softmax' "
+                "or 'sigmoid', or 'probabilities' if it returns these."
             )
         return gain(self.original, self.masked)
 
@@ -236,7 +239,7 @@ class Confidences:
         }
         columns["average_drop"] = self.average_drop
         columns["increase_in_confidence"] = self.increase_in_confidence
-        if self.conventions.score != "identity":
+        if self.conventions.score not in _NO_PROBABILITIES:
             columns["average_gain"] = self.average_gain
         if self.complement is not None:
             columns["drop_on_complement"] = self.drop_on_complement
@@ -260,7 +263,8 @@ def confidences(
 ) -> Confidences:
     """Runs the model on the images, on what the heat maps show, and on what they hide.
 
-    Put the model into evaluation mode first. No value is read from the device.
+    Put the model into evaluation mode first. A model that returns probabilities needs
+    ``score="identity"``. No value is read from an accelerator.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits, `(N, classes)`.
@@ -272,8 +276,10 @@ def confidences(
             Default: None (the class that the model predicts for the image without a mask)
         additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
             tuple. Default: None
-        score (str or callable, optional): What becomes of the logits: ``"softmax"``,
-            ``"sigmoid"``, ``"identity"``, or a callable. Default: ``"softmax"``
+        score (str or callable, optional): What becomes of the model's output: ``"softmax"``;
+            ``"sigmoid"`` for one logit, or for labels that do not exclude each other;
+            ``"identity"``, also for a model that returns probabilities; ``"probabilities"``, to say
+            that it does where that is not found out; or a callable. Default: ``"softmax"``
         normalize (str or None, optional): ``"minmax"``, ``"max"``, or None for maps that lie in
             [0, 1]; see :func:`~captum_clustered.metrics.prepare`. Default: ``"minmax"``
         interpolation (str or None, optional): How a map of another size is resized:
@@ -318,11 +324,13 @@ def confidences(
     background = fill_image(fill, image)
     if original is None:
         output = model(image)
+        name = check_score(score, output, model)
         classes = resolve_target(output, target)
         original = target_scores(output, classes, score)
         output = model(masked(image, maps.values, background))
     else:
         output = model(masked(image, maps.values, background))
+        name = check_score(score, output, model)
         _check_original(original, target, output)
         classes = resolve_target(output, target)
     seen = target_scores(output, classes, score)
@@ -338,7 +346,7 @@ def confidences(
         area=100 * maps.values.flatten(1).mean(1),
         status=maps.status,
         conventions=Conventions(
-            score=name_of(score),
+            score=name,
             target=name_of_target(target, classes),
             fill=describe(fill),
             normalize=normalize or "none",
@@ -475,7 +483,7 @@ def average_gain(found: Confidences) -> Tensor:
         *Tensor*: In percent, `(N,)`, as from :func:`gain`; higher is better.
 
     Raises:
-        ValueError: If `score` is ``"identity"``, which is not a probability.
+        ValueError: If `score` is ``"identity"`` and the model does not return probabilities.
 
     Example::
 

@@ -19,7 +19,7 @@ from captum_clustered.metrics.scoring import (
     Conventions,
     ImageModel,
     as_labels,
-    name_of,
+    check_score,
     name_of_target,
     resolve_target,
 )
@@ -188,6 +188,7 @@ def _curve(
     before, after = (background, image) if kind == "insertion" else (image, background)
 
     output = model(image)
+    name = check_score(score, output, model)
     classes = resolve_target(output, target)
     pixels = size.numel()
     counts = torch.arange(-(-pixels // step) + 1, device=image.device) * step  # (T,)
@@ -226,7 +227,7 @@ def _curve(
         target=as_labels(classes),
         status=maps.status,
         conventions=Conventions(
-            score=name_of(score),
+            score=name,
             target=name_of_target(target, classes),
             fill=describe(fill),
             normalize="ranks",

@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
-from captum_clustered.metrics.scoring import ImageModel, Mixed, resolve_target
+from captum_clustered.metrics.scoring import ImageModel, Mixed, check_score, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["infidelity", "sensitivity_max"]
@@ -98,6 +98,7 @@ def infidelity(
     maps = maps.float() if image.device.type == "mps" else maps.double()
     spread = (maps / image.shape[1]).expand_as(image)
     output = model(image)
+    check_score(score, output, model)
     classes = resolve_target(output, target)
     known: list[Mixed] = []
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet, tolerance
+from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.targets import Score, Target, check_target, format_target
 
@@ -22,8 +23,9 @@ class Conventions:
     """How a number was computed: two numbers can be compared only if these are equal.
 
     Attributes:
-        score (str): How a score was made from the logits: ``"softmax"``, ``"sigmoid"``,
-            ``"identity"``, or the name of a callable.
+        score (str): How a score was made from the model's output: ``"softmax"``, ``"sigmoid"``,
+            ``"identity"``, or the name of a callable; ``"probabilities"`` if the output was taken as
+            it is, and is a probability.
         target (str): The class of the score: ``"predicted"``, ``"given"``, or ``"only"`` if the
             model gives one score per image.
         fill (str): What replaces the masked part of the image.
@@ -58,6 +60,55 @@ def name_of(score: Score) -> str:
     if isinstance(score, str):
         return score
     return str(getattr(score, "__qualname__", None) or repr(score))
+
+
+def check_score(score: Score, output: Tensor, model: ImageModel) -> str:
+    """Refuses to squash probabilities again. On an accelerator no value is read.
+
+    Args:
+        score (str or callable): What is to become of the output.
+        output (Tensor): What the model returned for the images.
+        model (ImageModel): The model, for a second look at where its outputs come from.
+
+    Returns:
+        *str*: The name of the score for :class:`Conventions`.
+
+    Raises:
+        ValueError: If the outputs are probabilities, and `score` would squash them; or if they are
+            said to be probabilities, and are not.
+    """
+    if score == "probabilities":
+        _check_bounds(output)
+    if score not in ("softmax", "sigmoid", "log_odds", "identity"):
+        return name_of(score)
+    probable = are_probabilities(output, model.traced)
+    if score == "identity":
+        return "probabilities" if probable else "identity"
+    if probable:
+        remedy = "torch.logit" if score == "log_odds" else "'identity'"
+        raise ValueError(
+            f"`score` must be {remedy} for a model that returns probabilities; got {score!r}, "
+            "which would squash them a second time. If they are logits that look like "
+            "probabilities by chance, pass a callable, for example "
+            "`score=lambda logits: logits.softmax(1)`."
+        )
+    if probable is None:
+        warn(
+            f"All outputs of the model lie in [0, 1]. If they are probabilities, score={score!r} "
+            "squashes them a second time: pass score='probabilities'."
+        )
+    return name_of(score)
+
+
+def _check_bounds(output: Tensor) -> None:
+    if output.device.type != "cpu":
+        return
+    outside = output[(output < 0) | (output > 1)]  # without what is not a number
+    if len(outside):
+        raise ValueError(
+            "`score`='probabilities' must have outputs in [0, 1]; got "
+            f"{float(outside[0]):.3g}. Pass 'softmax' or 'sigmoid' for logits."
+        )
 
 
 def name_of_target(target: Target, resolved: Tensor | None) -> str:
@@ -135,6 +186,10 @@ class ImageModel:
                 f"{tuple(output.shape)}. Keep the batch axis first."
             )
         return output.detach()
+
+    def traced(self) -> Any:
+        """What the model returns for the images, with the graph of its gradients."""
+        return with_graph(self.forward_func, (self.image, *self.others))
 
     def mixed(self, image: Tensor, rows: Tensor, output: Tensor) -> tuple[Mixed, Tensor | None]:
         """Finds out whether images of several examples, in any number, may share a batch.
