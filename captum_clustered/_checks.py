@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -102,6 +103,18 @@ def check_number(
         limits = " and ".join(f"{sign} {end}" for sign, end in given.items())
         rule = f"be a number {limits}" if given else "be a finite number"
         _refuse(name, rule + ", or be None" * or_none, value, remedy)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A sentence with names similar to `name`, or "" if there are none.
+
+    Example::
+
+        >>> did_you_mean("fetures", ["features", "classifier"])
+        ' Close are: features.'
+    """
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=4, cutoff=0.5)
+    return f" Close are: {', '.join(close)}." if close else ""
 
 
 def _finite(value: object) -> float | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from captum_clustered.engine.calls import versions
+from captum_clustered._modules import find_module, named
+from captum_clustered._warn import warn
+from captum_clustered.engine.calls import LayerIO, flatten, versions
 from captum_clustered.heatmap import vit_reshape_transform
 
 __all__ = ["TargetLayer", "find_layer", "find_target_layer"]
@@ -43,18 +45,28 @@ class TargetLayer:
     at_input: bool = False
 
     @property
+    def prefix_tokens(self) -> int:
+        """How many tokens before the grid are in no map."""
+        return getattr(self.reshape_transform, "keywords", {}).get("prefix_tokens", 0)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How an explainer has to read the layer, as its keyword arguments."""
         return {"channel_dim": self.channel_dim, "reshape_transform": self.reshape_transform}
 
 
-def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = None) -> TargetLayer:
+def find_layer(
+    model: nn.Module, name: str | nn.Module = "auto", inputs: Tensor | None = None
+) -> TargetLayer:
     """Finds a layer by its name, and how to read its output.
+
+    A layer that is chosen is not refused because its maps cannot change what the model returns, as
+    the patch tokens behind the last attention cannot; a warning says so.
 
     Args:
         model (nn.Module): The model.
-        name (str, optional): A dotted name as in ``model.named_modules()``, or ``"auto"`` for
-            :func:`find_target_layer`. Default: ``"auto"``
+        name (str or nn.Module, optional): A dotted name as in ``model.named_modules()``, or the
+            module itself; ``"auto"`` for :func:`find_target_layer`. Default: ``"auto"``
         inputs (Tensor, optional): An example to run the model on.
             Default: None (zeros of shape `(1, 3, 224, 224)`)
 
@@ -64,8 +76,10 @@ def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = Non
         class token) and makes the grid; for a video, one grid for each frame.
 
     Raises:
-        ValueError: If the model has no layer of this name (the message lists similar names), or
-            none was found for ``"auto"``.
+        TypeError: If `name` is neither a string nor a module.
+        ValueError: If the model has no such layer (the message lists similar names), or none was
+            found for ``"auto"``; or if there are no `inputs`, and the model does not take images of
+            three channels.
 
     Example::
 
@@ -73,23 +87,25 @@ def find_layer(model: nn.Module, name: str = "auto", inputs: Tensor | None = Non
         >>> find_layer(resnet18(), "layer3.0").channel_dim
         1
     """
-    inputs = _example(model) if inputs is None else inputs
-    if name == "auto":
-        return find_target_layer(model, inputs)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    modules.pop("")
-    if name not in modules:
-        children = ", ".join(child for child, _ in model.named_children())
-        raise ValueError(
-            f"`layer` must be the name of a module in the model; got {name!r}."
-            + (did_you_mean(name, modules) or f" The outermost are: {children}.")
-        )
-    runs = _watch(model, inputs)[0]
-    own = [run for run in runs if run.module is modules[name]]
+    if isinstance(name, str) and name == "auto":
+        return find_target_layer(model, _example(model) if inputs is None else inputs)
+    layer = find_module(model, name)
+    name = next(known for known, module in named(model).items() if module is layer)
+    inputs = _two(_example(model) if inputs is None else inputs)
+    runs, output = _watch(model, inputs)
+    own = [run for run in runs if run.module is layer]
+    found = None
     if len(own) == 1:
-        found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape))
-        return replace(found, name=name) if found else TargetLayer(modules[name], name)
-    return TargetLayer(modules[name], name)  # if it cannot be explained, the explainer says why
+        found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape), _axes(runs))
+    if found is None:
+        return TargetLayer(layer, name)  # if it cannot be explained, the explainer says why
+    if not _matters(model, found, inputs, output):
+        warn(
+            f"Layer {name} gives maps that cannot change what the model returns, so that a heat "
+            "map of them means nothing. Behind the last attention of a transformer, for example, "
+            "the class token alone is read. Take an earlier layer, or name='auto'."
+        )
+    return replace(found, name=name)
 
 
 def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
@@ -102,8 +118,11 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
       the whole network shares, or a function), it is the input of that pooling module.
     - In a vision transformer it is the norm before the last attention: after that attention the
       class token no longer depends on the other tokens.
+    - Where the maps are other values, what the model returns must be other values too. If it is
+      not, the layer before is taken.
 
-    The model runs once, without gradients and in evaluation mode; then its modes are restored.
+    The model runs twice, seldom more often, without gradients and in evaluation mode; then its
+    modes are restored.
 
     Args:
         model (nn.Module): A model that classifies.
@@ -121,39 +140,56 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         >>> find_target_layer(resnet18(), torch.zeros(1, 3, 64, 64)).name
         'layer4'
     """
-    if len(inputs) == 1:  # with two examples, an axis of length 1 cannot be taken for the batch
-        inputs = inputs.repeat(2, *[1] * (inputs.ndim - 1))
+    inputs = _two(inputs)
     runs, output = _watch(model, inputs)
     once = {module for module, times in Counter(run.module for run in runs).items() if times == 1}
     once -= {part for run in runs if run.is_attention for part in run.module.modules()}
     last_weights = max((run.begin for run in runs if run.has_weights), default=-1)
     n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
-    frames = _frames(runs, inputs.shape)
+    frames, axes = _frames(runs, inputs.shape), _axes(runs)
 
     maps: list[tuple[_Run, TargetLayer]] = []
     tokens: list[tuple[_Run, TargetLayer]] = []
     for run in runs:  # in the order in which they finished
         if run.module is model or run.module not in once or _is_plumbing(run.module):
             continue
-        found = _read_as(run, inputs.shape, frames)
+        found = _read_as(run, inputs.shape, frames, axes)
         if found is None:
             continue
         if found.reshape_transform is not None:
             tokens.append((run, found))
         elif not (_channels(run, found) == n_classes and run.end > last_weights):
-            maps, tokens = [(run, found)], []  # not the map per class that SqueezeNet ends with
-    begun = maps[-1][0].end if maps else -1
-    attentions = [run.begin for run in runs if run.is_attention and run.begin > begun]
-    best = _among_tokens(tokens, attentions)
-    if best is None and maps and len(attentions) < 2:  # a single one may be attention pooling
-        best = _pooled(*maps[-1], runs, once)
-    if best is None:
-        raise ValueError(
-            "`layer` could not be found: no module that runs once returns maps larger than one "
-            "pixel, or tokens of a grid, near the end of the model; got an output of "
-            f"{_described(output)}. Pass the name of a layer; model.named_modules() lists them."
-        )
-    return best
+            maps.append((run, found))  # not the map per class that SqueezeNet ends with
+    for best in _candidates(maps, tokens, runs, once):
+        if _matters(model, best, inputs, output):
+            return best
+    raise ValueError(
+        "`layer` could not be found: no module that runs once returns maps larger than one "
+        "pixel, or tokens of a grid, near the end of the model, that change what it returns; got "
+        f"an output of {_described(output)}. Pass the name of a layer; model.named_modules() lists "
+        "them."
+    )
+
+
+def _candidates(
+    maps: list[tuple[_Run, TargetLayer]],
+    tokens: list[tuple[_Run, TargetLayer]],
+    runs: list[_Run],
+    once: set[nn.Module],
+) -> Iterator[TargetLayer]:
+    """Layers that may be the one, the likeliest first.
+
+    The tokens behind the last maps come first, then these maps, then what lies before them.
+    """
+    while True:
+        begun = maps[-1][0].end if maps else -1
+        attentions = [run.begin for run in runs if run.is_attention and run.begin > begun]
+        yield from _among_tokens([pair for pair in tokens if pair[0].end > begun], attentions)
+        if not maps:
+            return
+        if len(attentions) < 2:  # a single one may be attention pooling
+            yield _pooled(*maps[-1], runs, once)
+        maps = maps[:-1]
 
 
 @dataclass(frozen=True)
@@ -202,19 +238,72 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
         runs.append(_Run(module, name, begin, end, _shape(output), input_shape, input_from))
 
     names = {module: name for name, module in model.named_modules()}
-    training = [module for module in names if module.training]
     hooks = [module.register_forward_pre_hook(before) for module in names]
     hooks += [module.register_forward_hook(after) for module in names]
     try:
-        model.eval()
-        with torch.no_grad():
+        with _evaluated(model):
             output = model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
+    return runs, output
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; then the modes are restored."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
         for module in training:
             module.training = True
-    return runs, output
+
+
+def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) -> bool:
+    """Whether other values of the layer's maps change what the model returns.
+
+    Args:
+        model (nn.Module): The model.
+        found (TargetLayer): The layer, and how its maps are read.
+        inputs (Tensor): What the model ran on.
+        output (Any): What it returned.
+    """
+    before = _tensors(output)
+    if not before or any(tensor.is_meta for tensor in before):
+        return True  # there is nothing to compare
+
+    def changes(given: Tensor) -> bool:
+        with _evaluated(model), suppress(RuntimeError):  # what cannot run so is not refused
+            return not all(map(torch.equal, before, _tensors(model(given))))
+        return True
+
+    def disturb(tensors: list[Tensor]) -> list[Tensor]:
+        return [_disturbed(tensor, found.prefix_tokens) for tensor in tensors]
+
+    hook = LayerIO(found.layer, found.at_input).hook(disturb)
+    try:
+        changed = changes(inputs)
+    finally:
+        hook.remove()
+    # nothing changes what a new head of zeros returns
+    return changed or not changes(_disturbed(inputs))
+
+
+def _disturbed(values: Tensor, untouched: int = 0) -> Tensor:
+    """Quite other values; those of the first tokens stay."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(values.shape, generator=generator).to(values)
+    if untouched:
+        noise[:, :untouched] = 0
+    return values + noise * (1 + values.abs().amax())
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    output = getattr(output, "logits", output)  # of what transformers return the scores only
+    return [leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
 def _described(value: Any) -> str:
@@ -259,7 +348,9 @@ def _frames(runs: list[_Run], inputs: Sequence[int]) -> int | None:
     return None
 
 
-def _read_as(run: _Run, inputs: Sequence[int], frames: int | None) -> TargetLayer | None:
+def _read_as(
+    run: _Run, inputs: Sequence[int], frames: int | None, axes: Mapping[int, _Axis]
+) -> TargetLayer | None:
     """How to read the output of a call as maps; None if it is neither maps nor tokens."""
     shape = run.shape
     if shape is None or shape[0] != inputs[0]:
@@ -267,11 +358,18 @@ def _read_as(run: _Run, inputs: Sequence[int], frames: int | None) -> TargetLaye
     size = inputs[2:]
     if len(shape) == len(inputs):  # maps, with the channels on the second or on the last axis
         spatial = {1: shape[2:], -1: shape[1:-1]}
+        axis = axes.get(run.begin)
         channel_dim = min(spatial, key=lambda dim: _distortion(spatial[dim], size))
+        even = _distortion(spatial[1], size) == _distortion(spatial[-1], size)
+        if axis is not None and (axis.certain or even):
+            channel_dim = axis.dim
         if math.prod(spatial[channel_dim]) <= 1:
             return None
         return TargetLayer(run.module, run.name, channel_dim)
     if len(shape) == 3 and (len(size) == 2 or frames is not None):
+        axis = axes.get(run.begin)
+        if axis is not None and axis.certain and axis.dim == 1:
+            return None  # (N, C, T), such as behind a Conv1d over tokens
         grid = _grid(shape[1], size[-2:], frames or 1)
         if grid is not None:
             height, width = grid
@@ -284,6 +382,79 @@ def _read_as(run: _Run, inputs: Sequence[int], frames: int | None) -> TargetLaye
             )
             return TargetLayer(run.module, run.name, -1, reshape)
     return None
+
+
+class _Axis(NamedTuple):
+    """Where the channels of an output are: on axis 1 or -1; and whether that is beyond doubt."""
+
+    dim: int
+    certain: bool
+
+
+_CHANNELS_FIRST = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
+
+
+def _axes(runs: list[_Run]) -> dict[int, _Axis]:
+    """Where the channels of each call's output are, by the call's beginning.
+
+    Convolutions, norms and linear layers know it. A container has it from what ran last inside, an
+    activation from what it was given.
+    """
+    found: dict[int, tuple[_Run, _Axis]] = {}
+    for run in runs:  # in the order in which they finished
+        if run.shape is None or len(run.shape) < 3:
+            continue
+        axis = _own_axis(run.module, run.shape)
+        if axis is None:
+            earlier = list(found.values())
+            inside = [pair for pair in earlier if pair[0].begin > run.begin]
+            given = [pair for pair in earlier if pair[0].shape == run.input_shape]
+            source = (inside or given)[-1:]
+            axis = _inherited(run, *source[0]) if source else None
+        if axis is not None:
+            found[run.begin] = run, axis
+    return {begin: axis for begin, (_, axis) in found.items()}
+
+
+def _own_axis(module: nn.Module, shape: tuple[int, ...]) -> _Axis | None:
+    if isinstance(module, _CHANNELS_FIRST):
+        return _Axis(1, True)
+    if isinstance(module, nn.Linear):  # it may as well mix the columns of maps
+        return _Axis(-1, False)
+    weight = getattr(module, "weight", None)
+    is_norm = "norm" in type(module).__name__.lower()
+    if not is_norm or not isinstance(weight, Tensor) or weight.ndim != 1:
+        return None
+    fits = [dim for dim in (1, -1) if shape[dim] == len(weight)]
+    if len(fits) == 1:
+        return _Axis(fits[0], True)
+    # many a class that is called so moves the channels to the last axis and back
+    return _Axis(-1, type(module) in (nn.LayerNorm, nn.RMSNorm)) if fits else None
+
+
+def _inherited(run: _Run, source: _Run, axis: _Axis) -> _Axis | None:
+    """The axis of an output that was made of another's, if nothing moved it unseen."""
+    assert run.shape is not None  # for the type checker
+    assert source.shape is not None
+    dims = getattr(run.module, "dims", None)  # torchvision's Permute
+    if isinstance(dims, (list, tuple)) and len(dims) == len(run.shape):
+        place = list(dims).index(axis.dim % len(dims))
+        return _Axis(1 if place == 1 else -1, axis.certain) if place else None
+    moves = any(word in type(run.module).__name__.lower() for word in ("permute", "rearrange"))
+    if run.shape == source.shape:
+        return None if moves and run.shape[1] == run.shape[-1] else axis
+    if len(run.shape) != len(source.shape):
+        return None
+    count = source.shape[axis.dim]
+    fits = [dim for dim in (1, -1) if run.shape[dim] == count]
+    return _Axis(fits[0], axis.certain) if len(fits) == 1 else None
 
 
 def _distortion(spatial: Sequence[int], size: Sequence[int]) -> float:
@@ -314,23 +485,36 @@ def _channels(run: _Run, found: TargetLayer) -> int | None:
 
 def _among_tokens(
     tokens: list[tuple[_Run, TargetLayer]], attentions: list[int]
-) -> TargetLayer | None:
-    """The norm before the last attention, or the last norm where there is no attention."""
+) -> Iterator[TargetLayer]:
+    """The norm before the last attention, or the last where there is none; then those before."""
     norms = [(run, found) for run, found in tokens if "norm" in type(run.module).__name__.lower()]
     if not norms:
-        return None
+        return
     later = [begin for begin in attentions if begin > norms[0][0].end]
     last = max(later, default=math.inf)
-    return [found for run, found in norms if run.end < last][-1]
+    yield from reversed([found for run, found in norms if run.end < last])
+
+
+def _two(inputs: Tensor) -> Tensor:
+    """Two examples: then an axis of length 1 cannot be taken for the batch."""
+    return inputs[:2] if len(inputs) > 1 else inputs.repeat(2, *[1] * (inputs.ndim - 1))
+
+
+_DIMENSIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
 def _example(model: nn.Module) -> Tensor:
+    """Zeros of shape `(1, 3, 224, 224)`, if the first convolution takes such images."""
     first = next(model.parameters(), None)
-    device = None if first is None else first.device
-    return torch.zeros(1, 3, 224, 224, device=device)
-
-
-def did_you_mean(name: str, names: Iterator[str] | Sequence[str] | Mapping[str, Any]) -> str:
-    """A sentence with names similar to `name`, or "" if there are none."""
-    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=4, cutoff=0.5)
-    return f" Close are: {', '.join(close)}." if close else ""
+    for module in model.modules():
+        dimensions = _DIMENSIONS.get(type(module))
+        if dimensions is not None:
+            if (module.in_channels, dimensions) == (3, 2):
+                break
+            size = {1: (1000,), 2: (224, 224), 3: (64, 64, 64)}[dimensions]
+            raise ValueError(
+                "`inputs` must be given for a model that does not take images of three channels; "
+                f"got None, and a {type(module).__name__} that takes {module.in_channels}. Pass an "
+                f"example, such as torch.zeros{(1, module.in_channels, *size)}."
+            )
+    return torch.zeros(1, 3, 224, 224, device=None if first is None else first.device)

@@ -29,6 +29,7 @@ from typing import Any
 from captum.attr import LayerAttribution
 from torch import nn
 
+from captum_clustered._checks import did_you_mean
 from captum_clustered.adaptive import Adaptive
 from captum_clustered.clustering import RandomGroups, as_clusterer
 from captum_clustered.explainers.ablation import ClusteredLayerAblation, LayerAblationCam
@@ -45,7 +46,6 @@ from captum_clustered.explainers.group_cam import LayerGroupCam
 from captum_clustered.explainers.opti_cam import ClusteredLayerOptimization
 from captum_clustered.explainers.score_cam import ClusteredLayerScore, LayerScoreCam
 from captum_clustered.fills import Fill
-from captum_clustered.layers import did_you_mean
 
 __all__ = ["METHODS", "Drawn", "GradCam", "Method", "make"]
 

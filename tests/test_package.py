@@ -29,6 +29,7 @@ ORDER = [
     "_files",
     "_notebook",
     "_pictures",
+    "_modules",
     "_kmeans",
     "_copies",
     "_outputs",

@@ -104,6 +104,15 @@ _Weights = Annotated[
     str, typer.Option(metavar="NAME", help="default (the published weights) or none (random).")
 ]
 _Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")]
+_Score = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What makes a probability of the model's output: softmax; sigmoid, for one logit or "
+        "for labels that do not exclude each other; identity, to take the output as it is, also "
+        "of a model that returns probabilities; probabilities, to say that it does.",
+    ),
+]
 _Seed = Annotated[int, typer.Option(metavar="INT", help="Seed of all that draws at random.")]
 _Html = Annotated[
     bool, typer.Option("--html", help="Write a page for each image too (extra html).")
@@ -160,7 +169,6 @@ _Fill = Annotated[
         metavar="NAME", help="What the metrics put in the hidden part: black, mean or blur."
     ),
 ]
-_Score = Annotated[str, typer.Option(metavar="NAME", help="softmax, sigmoid or identity.")]
 _Limit = Annotated[
     int | None, typer.Option(metavar="N", help="Only N images, spread over the data.")
 ]
@@ -204,6 +212,7 @@ def explain(
     clusterer: _Clusterer = "own",
     weighting: _Weighting = [],  # noqa: B006
     mask_fill: _MaskFill = "own",
+    score: _Score = "softmax",
     frame: _Frame = 1,
     out: _Out = Path("results"),
     checkpoint: _Checkpoint = None,
@@ -241,6 +250,7 @@ def explain(
             clusterer=clusterer,
             weightings=listed(weighting),
             mask_fill=mask_fill,
+            score=score,
             frame=frame,
             out=out,
             checkpoint=checkpoint,

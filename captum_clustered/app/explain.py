@@ -397,6 +397,7 @@ def _settings(explainer: Explainer) -> dict[str, Any]:
         "target_asked_for": choices.target,
         "target": "predicted" if explainer.target is None else explainer.target,
         "mask_fill": choices.mask_fill,
+        "score": prepared.score,
         "device": prepared.device,
         "seed": choices.seed,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -109,12 +109,12 @@ def prepare_job(
     items = find_images(settings.data, settings.limit)
     has_objects = any(item.has_object for item in items)
     more = {name: import_object("metric", name) for name in settings.metrics if ":" in name}
-    chosen = check_metrics(
-        settings.metrics, as_metrics({**metrics, **more}), settings.score, has_objects
-    )
+    table = as_metrics({**metrics, **more})
+    check_metrics(settings.metrics, table, "softmax", has_objects)  # before a model is loaded
     paths = [item.path for item in items]
     prepared = prepare_choices(settings, paths, world.device(find_device(settings.device)))
-    _check_score(settings.score, prepared)
+    settings = replace(settings, score=_score(prepared))
+    chosen = check_metrics(settings.metrics, table, settings.score, has_objects)
     fill = prepared.fill(settings.fill)
     mask_fill = None if settings.mask_fill == OWN else prepared.fill(settings.mask_fill)
     tasks, classes, judged = _tasks(items, settings, prepared, chosen)
@@ -189,6 +189,7 @@ def prepare_choices(choices: Choices, paths: Sequence[Path], device: str) -> Pre
         weights=choices.weights,
         device=device,
         seed=choices.seed,
+        score=choices.score,
         example=example_of(paths),
     )
 
@@ -196,15 +197,16 @@ def prepare_choices(choices: Choices, paths: Sequence[Path], device: str) -> Pre
 # --- what the loop needs --------------------------------------------------------------------------
 
 
-def _check_score(score: str, prepared: Prepared) -> None:
-    if score == "softmax" and prepared.n_classes < 2:
-        raise ValueError(
-            "`score` must be sigmoid or identity for a model of one class; got softmax."
-        )
-    if score != "identity" and prepared.gives_probabilities:
+def _score(prepared: Prepared) -> str:
+    """What becomes of the model's output; the sigmoid of a single logit."""
+    score = prepared.score
+    if not prepared.gives_probabilities:
+        return score
+    if score not in ("identity", "probabilities"):
         raise ValueError(
             f"`score` must be identity for a model that returns probabilities; got {score}."
         )
+    return "probabilities"
 
 
 def _tasks(

@@ -266,7 +266,8 @@ def check_metrics(
             )
         if metrics[name].needs_probability and score == "identity":
             raise ValueError(
-                f"`score` must be a probability for the metric {name}; got 'identity'."
+                f"`score` must be a probability for the metric {name}; got 'identity', and the "
+                "model does not return probabilities. Take softmax, sigmoid or probabilities."
             )
     return {name: metric for name, metric in metrics.items() if name in names or name == AREA}
 

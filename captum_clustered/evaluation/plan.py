@@ -8,6 +8,7 @@ from pathlib import Path
 
 from captum_clustered._checks import check_choice, check_int
 from captum_clustered.evaluation.rows import OWN
+from captum_clustered.models.prepared import SCORES
 
 __all__ = ["FILLS", "SCORES", "TARGETS", "Choices", "Settings", "listed", "numbers"]
 
@@ -17,9 +18,6 @@ by its index or name is the same for all images."""
 
 FILLS = ("black", "mean", "blur")
 """What replaces the part of an image that a map hides."""
-
-SCORES = ("softmax", "sigmoid", "identity")
-"""What is done to the model's output before a map is judged by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,8 @@ class Choices:
         mask_fill (str): What methods that mask the image put in the hidden part: ``"own"``, each
             method's own, or one of :data:`FILLS`.
         target (str): The class to explain: one of :data:`TARGETS`, an index or a name.
+        score (str): What becomes of the model's output before it is called a probability, or a map
+            is judged by it: one of :data:`SCORES`.
         frame (int): Which frame of a DICOM file, counted from 1.
         checkpoint (Path or None): File with a state dict of the model.
         weights (str): ``"default"`` or ``"none"`` (random).
@@ -53,6 +53,7 @@ class Choices:
     weightings: tuple[str, ...] = ()
     mask_fill: str = OWN
     target: str = "predicted"
+    score: str = "softmax"
     frame: int = 1
     checkpoint: Path | None = None
     weights: str = "default"
@@ -67,6 +68,7 @@ class Choices:
         for number in self.clusters:
             check_int("clusters", number, 1)
         check_choice("mask_fill", self.mask_fill, (OWN, *FILLS))
+        check_choice("score", self.score, SCORES)
         check_int("frame", self.frame, 1)
 
 
@@ -81,7 +83,6 @@ class Settings(Choices):
             ``"module:callable"``.
         controls (bool): Whether the controls of the registry are added.
         fill (str): What the metrics put where a map hides the image, one of :data:`FILLS`.
-        score (str): One of :data:`SCORES`.
         limit (int or None): Number of images, spread evenly over the data.
         batch_size (int): Images that are explained together.
         step (int): Pixels that change at a time in insertion and deletion.
@@ -91,7 +92,6 @@ class Settings(Choices):
     metrics: tuple[str, ...] = ("adc", "pic")
     controls: bool = True
     fill: str = "black"
-    score: str = "softmax"
     limit: int | None = None
     batch_size: int = 1
     step: int = 224
@@ -99,7 +99,6 @@ class Settings(Choices):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("fill", self.fill, FILLS)
-        check_choice("score", self.score, SCORES)
         check_int("batch_size", self.batch_size, 1)
         check_int("step", self.step, 1)
         if self.limit is not None:

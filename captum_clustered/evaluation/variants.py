@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from captum_clustered._checks import did_you_mean
 from captum_clustered._files import first_line
 from captum_clustered.clustering import as_clusterer
 from captum_clustered.evaluation.rows import OWN, Variant
-from captum_clustered.layers import did_you_mean
 from captum_clustered.weighting import as_weighting
 
 if TYPE_CHECKING:

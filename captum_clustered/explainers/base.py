@@ -19,6 +19,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice
+from captum_clustered._modules import find_module
 from captum_clustered._warn import warn
 from captum_clustered.clustering import Clusterer, GivenLabels, Groups, RandomGroups, group
 from captum_clustered.engine.calls import LayerIO
@@ -33,8 +34,8 @@ __all__ = [
     "LayerExplainer",
     "check_parts",
     "check_perturbations",
-    "group_maps",
     "gradients_reach",
+    "group_maps",
     "group_parts",
     "is_given",
     "progress",
@@ -51,7 +52,7 @@ class LayerExplainer(LayerAttribution):
 
     Args:
         forward_func (callable): The model, or a function that runs it.
-        layer (nn.Module): The layer whose maps are explained.
+        layer (nn.Module or str): The layer whose maps are explained, or its name in the model.
         device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
         channel_dim (int, optional): Axis of the maps in the layer's own output. Default: 1
         reshape_transform (callable, optional): Turns the layer's output into `(N, C, *spatial)`.
@@ -69,6 +70,7 @@ class LayerExplainer(LayerAttribution):
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
+        layer = find_module(forward_func, layer)
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         if not isinstance(channel_dim, int) or channel_dim == 0:
             raise ValueError(

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_int
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.explainers.base import LayerExplainer, check_parts, group_parts, progress
+from captum_clustered.explainers.base import (
+    LayerExplainer,
+    check_parts,
+    gradients_reach,
+    group_parts,
+    progress,
+)
 from captum_clustered.explainers.masking import MaskedImage, joint_maps, precise
 from captum_clustered.explainers.results import OptimizationAttribution, Tensors
 from captum_clustered.fills import Fill

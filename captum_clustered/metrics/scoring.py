@@ -24,8 +24,8 @@ class Conventions:
 
     Attributes:
         score (str): How a score was made from the model's output: ``"softmax"``, ``"sigmoid"``,
-            ``"identity"``, or the name of a callable; ``"probabilities"`` if the output was taken as
-            it is, and is a probability.
+            ``"identity"``, or the name of a callable; ``"probabilities"`` if the output was taken
+            as it is, and is a probability.
         target (str): The class of the score: ``"predicted"``, ``"given"``, or ``"only"`` if the
             model gives one score per image.
         fill (str): What replaces the masked part of the image.

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_clustered._checks import check_choice
+from captum_clustered._checks import check_choice, did_you_mean
 from captum_clustered._files import first_line, require
-from captum_clustered.layers import did_you_mean
 from captum_clustered.models.checkpoints import load_state, read_checkpoint
 
 if TYPE_CHECKING:

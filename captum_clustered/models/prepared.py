@@ -5,7 +5,6 @@ The command line, the evaluation and the benchmarks start here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice
 from captum_clustered._files import first_line
+from captum_clustered._outputs import are_probabilities, are_shares, with_graph
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import normalize
 from captum_clustered.layers import TargetLayer, find_layer
@@ -26,10 +26,13 @@ from captum_clustered.models.loading import LoadedModel, load, resolve_target
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DEVICES", "Prepared", "find_device", "prepare"]
+__all__ = ["DEVICES", "SCORES", "Prepared", "find_device", "prepare"]
 
 DEVICES = ("auto", "cpu", "cuda")
 """Where a model may run; ``"auto"`` is ``"cuda"`` if there is a GPU, else ``"cpu"``."""
+
+SCORES = ("softmax", "sigmoid", "identity", "probabilities")
+"""What turns a model's output into a score that can be judged, and perhaps is a probability."""
 
 _Made = TypeVar("_Made")
 
@@ -43,8 +46,11 @@ class Prepared:
         layer (TargetLayer): The layer whose maps explain, and how they are read.
         device (str): ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         n_classes (int): Number of scores that the model gives for an example.
-        gives_probabilities (bool): Whether the scores of an example are probabilities: not negative
-            and 1 in sum. Seen on one example.
+        gives_probabilities (bool): Whether the scores of an example are probabilities: they are
+            not negative and 1 in sum, or the model ends in a sigmoid or the like. Seen on one
+            example.
+        score (str): One of :data:`SCORES`: what turns the scores into probabilities. Of a single
+            logit it is the sigmoid.
         example (array or None): An empty volume like those that the model takes; None if it takes
             images.
     """
@@ -54,6 +60,7 @@ class Prepared:
     device: str
     n_classes: int
     gives_probabilities: bool = False
+    score: str = "softmax"
     example: np.ndarray | None = None
 
     @property
@@ -134,23 +141,39 @@ class Prepared:
         """The name of a class, if names are known."""
         return None if self.loaded.class_names is None else self.loaded.class_names[index]
 
-    def probability(self, scores: Tensor, target: int) -> tuple[float, str]:
-        """The probability of a class.
+    def probability(self, scores: Tensor, target: int) -> tuple[float | None, str]:
+        """The probability of a class, if there is one.
 
         Args:
             scores (Tensor): Of one example, `(n_classes,)`.
             target (int): The class.
 
         Returns:
-            *tuple*: The probability, in [0, 1], and in words what it is: the softmax of the scores,
-            or the score itself if the scores are probabilities.
+            *tuple*: The probability, in [0, 1], and in words what it is: the score itself if the
+            scores are probabilities, else their softmax or sigmoid; None if the scores are taken as
+            they are, and are no probabilities.
+
+        Raises:
+            ValueError: If the scores are said to be probabilities, and are not.
         """
-        if _are_probabilities(scores):
+        said = self.score == "probabilities"
+        if said and not 0 <= scores[target] <= 1:
+            raise ValueError(
+                "`score`='probabilities' must have scores in [0, 1]; got "
+                f"{float(scores[target]):.3g}. Take softmax or sigmoid for logits."
+            )
+        if said or self.gives_probabilities or are_shares(scores[None]):
             return float(scores[target]), "the score: the model returns probabilities"
+        if self.score == "identity":
+            return None, "none: the score is taken as it is"
+        if self.score == "sigmoid":
+            return float(scores[target].sigmoid()), "sigmoid of the score"
         return float(scores.softmax(0)[target]), "softmax of the scores"
 
     def title(self, scores: Tensor, target: int) -> str:
         """A class and its probability in words, such as ``"daisy (985), probability 0.91"``.
+
+        Where there is no probability, the score is named.
 
         Args:
             scores (Tensor): Of one example, `(n_classes,)`.
@@ -160,8 +183,11 @@ class Prepared:
             *str*: For a picture's title.
         """
         probability = self.probability(scores, target)[0]
+        name = f"{self.class_name(target) or 'class'} ({target})"
+        if probability is None:
+            return f"{name}, score {float(scores[target]):.3g}"
         chance = "below 0.01" if probability < 0.01 else f"{probability:.2f}"
-        return f"{self.class_name(target) or 'class'} ({target}), probability {chance}"
+        return f"{name}, probability {chance}"
 
     def explainer(self, factory: Callable[..., _Made], **settings: Any) -> _Made:
         """Makes an explainer of the layer.
@@ -210,6 +236,7 @@ def prepare(
     weights: str = "default",
     device: str = "auto",
     seed: int = 0,
+    score: str = "softmax",
     example: np.ndarray | None = None,
 ) -> Prepared:
     """Loads a model, finds its layer and checks what it gives.
@@ -224,6 +251,8 @@ def prepare(
         device (str, optional): One of :data:`DEVICES`, or ``"cuda:1"``. Default: ``"auto"``
         seed (int, optional): Seed of random weights. The global random state is left as it was.
             Default: 0
+        score (str, optional): One of :data:`SCORES`. Default: ``"softmax"`` (of a single logit the
+            sigmoid)
         example (array, optional): A volume of the size to come, `(D, H, W)` or `(C, D, H, W)`, for
             a network of three dimensions. Its values do not matter. Default: None (images)
 
@@ -241,6 +270,7 @@ def prepare(
         >>> prepared.layer.name, prepared.n_classes
         ('layer4', 1000)
     """
+    check_choice("score", score, SCORES)
     device = find_device(device)  # a wrong name shows before a model is downloaded
     if isinstance(model, LoadedModel):
         loaded = model
@@ -250,13 +280,15 @@ def prepare(
             loaded = load(model, checkpoint, weights)
     loaded.model.to(device)
     x = _input(loaded, probe(example)).to(device)
-    scores = _scores(loaded.model, x)[0]
+    output = _scores(loaded.model, x).cpu()
+    scores = output[0]
     return Prepared(
         loaded,
         find_layer(loaded.model, layer, x),
         device,
         len(scores),
-        gives_probabilities=len(scores) > 1 and _are_probabilities(scores),
+        gives_probabilities=bool(are_probabilities(output, lambda: with_graph(loaded.model, (x,)))),
+        score="sigmoid" if score == "softmax" and len(scores) == 1 else score,
         example=None if example is None else np.zeros_like(example),
     )
 
@@ -321,7 +353,3 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"`model` must return scores of shape (N, n_classes); got {got}.")
     return output
-
-
-def _are_probabilities(scores: Tensor) -> bool:
-    return bool((scores >= 0).all()) and math.isclose(float(scores.sum()), 1, abs_tol=1e-4)

@@ -30,14 +30,14 @@ class ClassScore:
         index (int): Its number.
         name (str or None): Its name.
         score (float): What the model gives.
-        probability (float): In [0, 1].
+        probability (float or None): In [0, 1]; None if the score says nothing of it.
         is_target (bool): Whether it is the class that is explained.
     """
 
     index: int
     name: str | None
     score: float
-    probability: float
+    probability: float | None
     is_target: bool = False
 
 
