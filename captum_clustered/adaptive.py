@@ -79,7 +79,7 @@ class Adaptive:
         ]
         left = self.budget - self.budget // 2
         asked = [example.leaves for example in examples]
-        while any(asked):
+        while True:  # once at least, if no map is alive
             labels = [example.labels(nodes) for example, nodes in zip(examples, asked, strict=True)]
             drops = yield torch.stack(labels).to(features.device)
             for example, nodes, row in zip(examples, asked, drops.tolist(), strict=True):
@@ -87,6 +87,8 @@ class Adaptive:
             count = min(_SPLITS, left // 2)
             left -= 2 * count
             asked = [example.split(count) for example in examples]
+            if not any(asked):
+                break
         labels = [example.labels(example.leaves) for example in examples]
         found = torch.zeros(len(examples), max(1, *(len(one.leaves) for one in examples), 1))
         for i, example in enumerate(examples):

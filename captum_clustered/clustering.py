@@ -82,7 +82,8 @@ def group(clusterer: Clusterer, features: Tensor) -> Groups:
     """Runs a clusterer, leaves out dead maps and numbers the groups without gaps.
 
     A dead map is zero everywhere: switching it off changes nothing, and it adds nothing to the heat
-    map. `K` is the largest number of groups of any example. If the labels are not on the CPU and
+    map. An example with a value that is not finite has no groups that mean anything; the clusterer
+    gets zeros in its place, so that it can group the other examples. `K` is the largest number of groups of any example. If the labels are not on the CPU and
     the clusterer has `n_clusters`, `K` is that number, so that nothing is read from the device.
 
     Args:
@@ -102,9 +103,14 @@ def group(clusterer: Clusterer, features: Tensor) -> Groups:
         >>> group(EveryMap(), features).labels
         tensor([[ 0, -1,  1]])
     """
+    peaks = _peaks(features)  # (N, C)
+    finite = peaks.isfinite().all(1, keepdim=True)  # (N, 1)
+    if features.device.type != "cpu" or not bool(finite.all()):
+        features = torch.where(finite.unsqueeze(2), features, 0)
     labels = clusterer(features)
     _check_labels(labels, features)
-    live = alive(features)
+    live = peaks.ne(0)
+    labels = torch.where(finite.to(labels.device), labels, labels.clamp(min=0))
     labels = torch.where(live.to(labels.device), labels.to(torch.int64).clamp(min=-1), -1)  # (N, C)
     bound = getattr(clusterer, "n_clusters", None)
     if labels.device.type == "cpu" or bound is None:
@@ -153,7 +159,12 @@ def numbered(labels: Tensor) -> Groups:
 
 def alive(features: Tensor) -> Tensor:
     """Which maps are not zero everywhere: bool `(N, C)` for features `(N, C, D)`."""
-    return features.abs().amax(2).ne(0)  # `amax` is several times faster than `any`
+    return _peaks(features).ne(0)
+
+
+def _peaks(features: Tensor) -> Tensor:
+    """The largest magnitude of each map, `(N, C)`; NaN where there is one."""
+    return features.abs().amax(2)  # several times faster than `any`
 
 
 def _sizes(labels: Tensor, n_groups: int) -> Tensor:

@@ -348,7 +348,8 @@ def _descend(
             f"batch; got {n} examples and {len(first.scores)} score. Pass one example at "
             "a time."
         )
-    search = clusterer.search(one.features)  # (N, P, D)
+    finite = one.features.flatten(1).isfinite().all(1)[:, None]  # (N, 1)
+    search = clusterer.search(torch.where(finite[:, None], one.features, 0))  # (N, P, D)
     labels = next(search)
     while True:
         replayed = run([numbered(labels)])
@@ -357,6 +358,7 @@ def _descend(
         except StopIteration as end:
             labels, drops = end.value
             break
+    labels = torch.where(finite, labels, 0)  # so that the score of such an example is used
     without = replayed.scores.unsqueeze(1) - drops.to(replayed.scores)
     return _Measured(parts, [numbered(labels)], replace(replayed, ablated_scores=without))
 

@@ -85,6 +85,7 @@ class LayerExplainer(LayerAttribution):
         super().__init_subclass__()
         if "explain" in cls.__dict__:
             cls.attribute = _with_signature_of(cls.explain)  # type: ignore[method-assign]
+            cls.explain = _watched(cls.explain)  # type: ignore[method-assign]
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(self, inputs: Tensors, target: Target = None, **arguments: Any) -> Tensors:
@@ -234,6 +235,30 @@ class LayerExplainer(LayerAttribution):
                 f"{tuple(activations.shape)}; got {self.channel_dim}. Pass the axis of the maps."
             )
         return dim
+
+
+def _watched(explain: Callable[..., Attribution]) -> Callable[..., Attribution]:
+    """Warns of heat maps that are not finite; on an accelerator nothing is read."""
+
+    @wraps(explain)
+    def watched(*args: Any, **kwargs: Any) -> Attribution:
+        result = explain(*args, **kwargs)
+        found = result.attributions
+        heats = found if isinstance(found, tuple) else (found,)
+        bad = {
+            row
+            for heat in heats
+            if heat.device.type == "cpu" and not bool(heat.isfinite().all())
+            for row in (~heat.flatten(1).isfinite()).any(1).nonzero().flatten().tolist()
+        }
+        if bad:
+            warn(
+                f"The heat maps of examples {sorted(bad)} are not finite. Their inputs, maps or "
+                "scores hold NaN or infinite values; the other examples are not affected."
+            )
+        return result
+
+    return watched
 
 
 def _with_signature_of(explain: Callable[..., Any]) -> Any:
