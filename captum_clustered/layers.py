@@ -271,13 +271,14 @@ def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) 
         inputs (Tensor): What the model ran on.
         output (Any): What it returned.
     """
-    before = _tensors(output)
-    if not before or any(tensor.is_meta for tensor in before):
+    before = _scores(output)
+    if before is None or before.is_meta:
         return True  # there is nothing to compare
 
     def changes(given: Tensor) -> bool:
         with _evaluated(model), suppress(RuntimeError):  # what cannot run so is not refused
-            return not all(map(torch.equal, before, _tensors(model(given))))
+            after = _scores(model(given))
+            return after is None or not torch.equal(before, after)
         return True
 
     def disturb(tensors: list[Tensor]) -> list[Tensor]:
@@ -301,9 +302,12 @@ def _disturbed(values: Tensor, untouched: int = 0) -> Tensor:
     return values + noise * (1 + values.abs().amax())
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    output = getattr(output, "logits", output)  # of what transformers return the scores only
-    return [leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor)]
+def _scores(output: Any) -> Tensor | None:
+    """The scores in what a model returned; often hidden states follow them."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    leaves = flatten(getattr(output, "logits", output))[0]
+    return next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
 
 
 def _described(value: Any) -> str:

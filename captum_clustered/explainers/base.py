@@ -6,7 +6,7 @@ Private part of Captum: `captum._utils.gradient`, with which its own layer metho
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import wraps
@@ -159,7 +159,21 @@ class LayerExplainer(LayerAttribution):
                     "The model has dropout or batch norm in training mode, so that its scores are "
                     "random or depend on the batch. Call model.eval() before explaining it."
                 )
-            yield replace(first, maps=read(first.activations), gradients=read(found))
+            slopes = read(found)
+            if slopes:
+                self._warn_if_idle(slopes)
+            yield replace(first, maps=read(first.activations), gradients=slopes)
+
+    def _warn_if_idle(self, effects: Sequence[Tensor]) -> None:
+        """Warns of tokens that do not reach the score; on an accelerator nothing is read."""
+        if self.reshape_transform is None or effects[0].device.type != "cpu":
+            return
+        if not any(bool(effect.any()) for effect in effects):
+            warn(
+                "`layer` gives tokens of which none that the heat map shows changes the score, so "
+                "that the map means nothing. Behind the last attention of a transformer, for "
+                "example, the class token alone is read. Choose the norm before the last attention."
+            )
 
     def _maps(self, activations: Tensor, input_ndim: int) -> Tensor:
         if not 2 <= activations.ndim <= 5:
@@ -302,8 +316,6 @@ def _differentiate(
         theirs.append(tensors)
         if len(theirs) == 1:
             return tensors
-        if all(tensor is None for tensor in tensors):
-            raise ValueError(_NO_GRADIENT)
         # zero where the score needs only others of the layer's tensors
         return tuple(
             torch.zeros_like(of) if tensor is None else tensor
@@ -329,6 +341,8 @@ def _differentiate(
             "`layer` must not run in another thread while gradients are taken; it did. Call again, "
             "with a lock around whatever runs the model."
         )
+    if len(theirs) > 1 and all(gradient is None for gradient in theirs[1]):
+        raise ValueError(_NO_GRADIENT)
     return replace(found[0], scores=found[0].scores.detach(), prefix=[]), list(gradients)
 
 

@@ -9,7 +9,6 @@ a warning says so too.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,10 +86,12 @@ def is_volume(path: Path) -> bool:
 def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     """Reads a frame as a viewer would show it.
 
-    The file's modality and VOI transformations are applied to grey values (the first window or
-    table). Without a window, values of 8 bits stay as they are, and deeper ones are scaled from
-    their minimum to their maximum, without the padding. MONOCHROME1 is inverted, so that larger is
-    always brighter. YBR and palette colours become RGB.
+    Grey values of any depth pass through the file's modality transformation (a rescaling or a
+    table; DICOM PS3.3 C.11.1), then through its VOI transformation (the first window or table;
+    C.11.2). Of a multi-frame file those of the frame are taken. Without a window, values of 8 bits
+    keep their range, and deeper ones are scaled from their minimum to their maximum, without the
+    padding. MONOCHROME1 is inverted, so that larger is always brighter. YBR and palette colours
+    become RGB.
 
     Args:
         path (str or Path): The file.
@@ -174,44 +175,100 @@ def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
     if values.ndim == 3:  # RGB by now, whatever it was in the file
         return np.asarray(np.clip(values / (2.0 ** int(dataset.BitsStored) - 1), 0, 1))
     view = _with_groups(dataset, frame)
-    stored, values = values, pixels.apply_modality_lut(values, view)
+    stored, values = values, pixels.apply_modality_lut(_wide(values), view)
     if view.get("VOILUTSequence"):
         depth = int(view.VOILUTSequence[0].LUTDescriptor[2])
-        gray = pixels.apply_voi_lut(values, view) / (2.0**depth - 1)
-    elif "WindowWidth" in view and "WindowCenter" in view:
+        gray = pixels.apply_voi_lut(_wide(np.round(values)), view) / (2.0**depth - 1)
+    elif _has_window(view):
         # what is far below and above the window tells the range that it gives
         ends = np.array([-1e12, 1e12])
         with np.errstate(over="ignore"):
             low, high = pixels.apply_windowing(ends, view)
             gray = (pixels.apply_windowing(values, view) - low) / (high - low)
-    elif int(dataset.BitsStored) == 8 and int(dataset.PixelRepresentation) == 0:
-        gray = stored / 255.0
+    elif (limits := _limits_of_bytes(view)) is not None:
+        gray = (values - limits[0]) / (limits[1] - limits[0])
     else:
-        gray = _stretched(values, stored != dataset.get("PixelPaddingValue", math.nan))
+        gray = _stretched(values, ~_is_padding(stored, dataset))
     gray = np.asarray(np.clip(gray, 0, 1))
+    if not np.isfinite(gray).all():  # a rescaling by zero, or by what is no number
+        raise ValueError
     return 1 - gray if photometric == "MONOCHROME1" else gray
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Indices into a table; pydicom computes with them, and few bits would overflow."""
+    wide: np.ndarray = values.astype(np.int64)
+    return wide
+
+
+def _has_window(view: Any) -> bool:
+    """Whether there is a window that can be applied; then it is made ready."""
+    if "WindowWidth" not in view or "WindowCenter" not in view:
+        return False
+    width = float(np.ravel(view.WindowWidth)[0])
+    linear = str(view.get("VOILUTFunction", "LINEAR")).upper() == "LINEAR"
+    if linear and 0 < width < 1:  # of small real values; the rule for integers has no such window
+        view.VOILUTFunction = "LINEAR_EXACT"
+    return width > 0
+
+
+def _limits_of_bytes(view: Any) -> tuple[float, float] | None:
+    """The smallest and the largest value that 8 bits can have behind the modality transformation.
+
+    None for other depths.
+    """
+    if view.get("ModalityLUTSequence"):
+        depth = int(view.ModalityLUTSequence[0].LUTDescriptor[2])
+        return (0, 255) if depth == 8 else None
+    if int(view.BitsStored) != 8 or int(view.PixelRepresentation):
+        return None
+    slope, intercept = float(view.RescaleSlope), float(view.RescaleIntercept)
+    low, high = sorted((intercept, intercept + 255 * slope))
+    return low, high
+
+
+def _is_padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((value, value if limit is None else limit))
+    inside: np.ndarray = (stored >= low) & (stored <= high)
+    return inside
+
+
+_ALWAYS = ("BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+# of each, a frame's own replaces what the file says of all frames
+_MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType")
+_VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
 def _with_groups(dataset: Any, frame: int) -> Any:
     """A data set that has the frame's own window and rescaling at its top level."""
     from pydicom.dataset import Dataset
 
-    names = (
-        "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "ModalityLUTSequence",
-        "RescaleSlope", "RescaleIntercept", "RescaleType", "VOILUTSequence", "WindowCenter",
-        "WindowWidth", "VOILUTFunction",
-    )  # fmt: skip
     view = Dataset()
+    view.file_meta = dataset.file_meta  # says in which order a table's bytes are
+    for name in _ALWAYS:
+        setattr(view, name, dataset[name].value)
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
     own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])[frame - 1 : frame]
     sources = [dataset]
     for group in [*shared, *own]:
         for kind in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
             sources += list(group.get(kind) or [])[:1]
-    for source in sources:
-        for name in names:
-            if source.get(name) is not None:
-                setattr(view, name, source[name].value)
+    for names in (_MODALITY, _VOI):
+        for source in sources:
+            said = {name: source[name] for name in names if source.get(name) not in (None, "")}
+            if said:
+                for name in names:
+                    if name in view:
+                        delattr(view, name)
+                for element in said.values():
+                    view.add(element)
+    for name, value in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+        if view.get(name) is None:
+            setattr(view, name, value)
     return view
 
 
