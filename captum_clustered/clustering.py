@@ -83,8 +83,9 @@ def group(clusterer: Clusterer, features: Tensor) -> Groups:
 
     A dead map is zero everywhere: switching it off changes nothing, and it adds nothing to the heat
     map. An example with a value that is not finite has no groups that mean anything; the clusterer
-    gets zeros in its place, so that it can group the other examples. `K` is the largest number of groups of any example. If the labels are not on the CPU and
-    the clusterer has `n_clusters`, `K` is that number, so that nothing is read from the device.
+    gets zeros in its place, so that it can group the other examples. `K` is the largest number of
+    groups of any example. If the labels are not on the CPU and the clusterer has `n_clusters`, `K`
+    is that number, so that nothing is read from the device.
 
     Args:
         clusterer (Clusterer): From :func:`as_clusterer`.

@@ -47,7 +47,8 @@ class TargetLayer:
     @property
     def prefix_tokens(self) -> int:
         """How many tokens before the grid are in no map."""
-        return getattr(self.reshape_transform, "keywords", {}).get("prefix_tokens", 0)
+        keywords: Mapping[str, int] = getattr(self.reshape_transform, "keywords", {})
+        return keywords.get("prefix_tokens", 0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,7 +91,12 @@ def find_layer(
     if isinstance(name, str) and name == "auto":
         return find_target_layer(model, _example(model) if inputs is None else inputs)
     layer = find_module(model, name)
-    name = next(known for known, module in named(model).items() if module is layer)
+    name = next((known for known, module in named(model).items() if module is layer), "")
+    if not name:
+        raise ValueError(
+            f"`name` must be a module of the model; got a {type(layer).__name__} that is none. "
+            "Pass a module of this very model, not of a copy of it."
+        )
     inputs = _two(_example(model) if inputs is None else inputs)
     runs, output = _watch(model, inputs)
     own = [run for run in runs if run.module is layer]
@@ -504,21 +510,19 @@ def _two(inputs: Tensor) -> Tensor:
     return inputs[:2] if len(inputs) > 1 else inputs.repeat(2, *[1] * (inputs.ndim - 1))
 
 
-_DIMENSIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_SIZES = {nn.Conv1d: (1000,), nn.Conv2d: (224, 224), nn.Conv3d: (64, 64, 64)}
 
 
 def _example(model: nn.Module) -> Tensor:
     """Zeros of shape `(1, 3, 224, 224)`, if the first convolution takes such images."""
     first = next(model.parameters(), None)
-    for module in model.modules():
-        dimensions = _DIMENSIONS.get(type(module))
-        if dimensions is not None:
-            if (module.in_channels, dimensions) == (3, 2):
-                break
-            size = {1: (1000,), 2: (224, 224), 3: (64, 64, 64)}[dimensions]
-            raise ValueError(
-                "`inputs` must be given for a model that does not take images of three channels; "
-                f"got None, and a {type(module).__name__} that takes {module.in_channels}. Pass an "
-                f"example, such as torch.zeros{(1, module.in_channels, *size)}."
-            )
+    convolutions = (module for module in model.modules() if isinstance(module, tuple(_SIZES)))
+    takes: Any = next(convolutions, None)
+    if takes is not None and not (isinstance(takes, nn.Conv2d) and takes.in_channels == 3):
+        size = next(size for kind, size in _SIZES.items() if isinstance(takes, kind))
+        raise ValueError(
+            "`inputs` must be given for a model that does not take images of three channels; "
+            f"got None, and a {type(takes).__name__} that takes {takes.in_channels}. Pass an "
+            f"example, such as torch.zeros{(1, takes.in_channels, *size)}."
+        )
     return torch.zeros(1, 3, 224, 224, device=None if first is None else first.device)

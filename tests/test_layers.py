@@ -1,13 +1,14 @@
 """Layers by name, and the last one with maps: what is found, and what is said when nothing is."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models as vision
 
-from captum_clustered import ClusteredLayerAblation
+from captum_clustered import ClusteredLayerAblation, LayerEGradCam
 from captum_clustered.layers import find_layer, find_target_layer
 
 LAST_LAYER = {
@@ -62,8 +63,9 @@ def test_last_layer_of_each_torchvision_family(name):
     assert (found.reshape_transform is not None) == tokens
 
 
-def _explained(model, x, name="auto"):
-    found = find_layer(model, name, x)
+def _explained(model, x, name="auto", idle=False):
+    with pytest.warns(UserWarning, match="cannot change what the model") if idle else nullcontext():
+        found = find_layer(model, name, x)
     cam = ClusteredLayerAblation(
         model,
         found.layer,
@@ -71,7 +73,8 @@ def _explained(model, x, name="auto"):
         channel_dim=found.channel_dim,
         reshape_transform=found.reshape_transform,
     )
-    return found, cam.attribute(x, target=1, attribute_to_layer_input=found.at_input)
+    with pytest.warns(UserWarning, match="means nothing") if idle else nullcontext():
+        return found, cam.attribute(x, target=1, attribute_to_layer_input=found.at_input)
 
 
 def _vision_transformer():
@@ -113,15 +116,18 @@ def _video_transformer():
 def test_tokens_of_a_video_are_told_by_the_frames_of_its_patches(name, grid):
     """8 frames of 4 x 4 patches are as many tokens as 2 of 8 x 8, which fit the video better."""
     model, x = _video_transformer(), torch.rand(2, 3, 16, 64, 64)
-    found, heat = _explained(model, x, name)
+    found, heat = _explained(model, x, name, idle=name == "norm")
     assert found.name == ("blocks.2.norm1" if name == "auto" else name)
     assert heat.shape == (2, 1, *grid)
     settings = {"channel_dim": -1, "reshape_transform": found.reshape_transform}
     settings |= {"clusterer": "contiguous", "n_clusters": 3}
-    fast, full = (
-        ClusteredLayerAblation(model, found.layer, replay=replay, **settings).explain(x, target=1)
-        for replay in ("suffix", "full")
-    )
+    with pytest.warns(UserWarning, match="means nothing") if name == "norm" else nullcontext():
+        fast, full = (
+            ClusteredLayerAblation(model, found.layer, replay=replay, **settings).explain(
+                x, target=1
+            )
+            for replay in ("suffix", "full")
+        )
     torch.testing.assert_close(fast.ablated_scores, full.ablated_scores)
     if name != "norm":  # behind it the class token alone is read
         assert (full.ablated_scores != full.scores[:, None]).all()
@@ -256,3 +262,179 @@ def test_layer_by_name():
         find_layer(model, "layer5")
     with pytest.raises(ValueError, match=r"got 'zzz'\. The outermost are: conv1, bn1, .*fc\.$"):
         find_layer(model, "zzz")
+
+
+# The axis of the maps is read from the modules
+
+
+class Strip(nn.Module):
+    """Networks for sound pool one axis of the image away."""
+
+    def __init__(self, channels_last=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.mix = nn.Linear(24, 24) if channels_last else nn.Conv2d(24, 24, 1)
+        self.norm = nn.LayerNorm(24) if channels_last else nn.BatchNorm2d(24)
+        self.act, self.head = nn.ReLU(), nn.Linear(24, 3)
+        self.spatial = (1, 2) if channels_last else (2, 3)
+
+    def forward(self, x):
+        x = self.conv(x).mean(3, keepdim=True)
+        x = x.movedim(1, -1) if self.spatial == (1, 2) else x
+        return self.head(self.act(self.norm(self.mix(x))).mean(self.spatial))
+
+
+@pytest.mark.parametrize("name", ["auto", "conv", "mix", "norm", "act"])
+@pytest.mark.parametrize("size", [(64, 64), (48, 64)])
+def test_a_convolution_knows_its_channels(name, size):
+    """The proportions of (24, 32, 1) fit those of (1, 24, 32) better."""
+    assert find_layer(Strip().eval(), name, torch.rand(2, 3, *size)).channel_dim == 1
+
+
+@pytest.mark.parametrize(("name", "dim"), [("auto", -1), ("conv", 1), ("norm", -1), ("act", -1)])
+def test_channels_last_are_known_by_the_norm(name, dim):
+    model = Strip(channels_last=True).eval()
+    assert find_layer(model, name, torch.rand(2, 3, 64, 64)).channel_dim == dim
+
+
+def test_tokens_of_a_signal_have_their_channels_last():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.norm = nn.Conv1d(1, 8, 4, 4), nn.LayerNorm(8)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.norm(self.patch(x).mT).mean(1))
+
+    model, x = Net().eval(), torch.rand(2, 1, 32)  # 8 tokens of 8 features
+    assert find_layer(model, "norm", x).channel_dim == -1
+    assert find_layer(model, "patch", x).channel_dim == 1
+
+
+@pytest.mark.parametrize("dims", [(0, 2, 3, 1), (0, 3, 1, 2)])
+def test_a_permutation_is_followed_where_all_axes_are_equal(dims):
+    from torchvision.ops import Permute
+
+    first = dims == (0, 2, 3, 1)
+    before = nn.Conv2d(3, 8, 3, padding=1) if first else nn.LayerNorm(8)
+    model = nn.Sequential(before, Permute(list(dims)), nn.Flatten(), nn.LazyLinear(2)).eval()
+    x = torch.rand(2, 3 if first else 8, 8, 8)
+    assert find_layer(model, "1", x).channel_dim == (-1 if first else 1)
+
+
+# Maps must be able to change what the model returns
+
+
+class Mixer(nn.Module):
+    """A transformer whose attention has another name; the class token alone is read."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+            self.heads = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.heads.__class__ = type("SABlock", (nn.MultiheadAttention,), {})
+            self.mlp = nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.norm1(x)
+            x = x + self.heads(y, y, y, need_weights=False)[0]
+            return x + self.mlp(self.norm2(x))
+
+    def __init__(self, several=False):
+        super().__init__()
+        self.several = several
+        self.patch, self.token = nn.Conv2d(1, 8, 8, 8), nn.Parameter(torch.rand(1, 1, 8))
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).mT
+        x = self.norm(self.blocks(torch.cat([self.token.expand(len(x), -1, -1), x], 1)))
+        return (self.head(x[:, 0]), x) if self.several else self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_layer_whose_maps_change_nothing_is_not_found(several):
+    torch.manual_seed(0)
+    found = find_layer(Mixer(several).eval(), inputs=torch.rand(1, 1, 32, 32))
+    assert found.name == "blocks.1.norm1"
+
+
+@pytest.mark.parametrize("name", ["norm", "blocks", "blocks.1.norm2", "blocks.1.mlp"])
+def test_a_chosen_layer_whose_maps_change_nothing_is_warned_of(name):
+    model, x = Mixer().eval(), torch.rand(1, 1, 32, 32)
+    with pytest.warns(UserWarning, match=f"Layer {name} gives maps that cannot change"):
+        found = find_layer(model, name, x)
+    for method in (ClusteredLayerAblation, LayerEGradCam):
+        with pytest.warns(UserWarning, match="none that the heat map shows changes the score"):
+            method(model, found.layer, **found.settings).attribute(x, 1)
+
+
+def test_a_branch_that_is_not_read_is_not_the_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.side = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            maps = self.trunk(x)
+            self.side(maps)
+            return self.head(maps.mean((2, 3)))
+
+    assert find_layer(Net().eval(), inputs=torch.rand(1, 3, 16, 16)).name == "trunk"
+
+
+# What may be passed
+
+
+def test_an_explainer_takes_the_name_of_a_layer():
+    model, x = Strip().eval(), torch.rand(2, 3, 16, 16)
+    wanted = ClusteredLayerAblation(model, model.mix, n_clusters=3).attribute(x, 1)
+    for layer in ("mix", ["mix"], [model.mix], (model.mix,)):
+        heat = ClusteredLayerAblation(model, layer, n_clusters=3).attribute(x, 1)
+        assert torch.equal(heat, wanted)
+    assert find_layer(model, model.mix, x).name == find_layer(model, ["mix"], x).name == "mix"
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "words"),
+    [
+        ("mux", ValueError, "must be the name of a module in the model; got 'mux'. Close are: mix"),
+        (["mix", "conv"], TypeError, "must be one module, or its name.*got list of 2"),
+        (3, TypeError, "must be one module, or its name in the model; got int"),
+        (None, TypeError, "must be one module, or its name in the model; got NoneType"),
+    ],
+)
+def test_what_is_no_layer(layer, error, words):
+    model = Strip().eval()
+    with pytest.raises(error, match=words):
+        LayerEGradCam(model, layer)
+    with pytest.raises(error, match=words):
+        find_layer(model, layer, torch.rand(1, 3, 16, 16))
+
+
+def test_a_function_has_no_layers_with_names():
+    with pytest.raises(ValueError, match=r"Pass for example `model.get_submodule\('mix'\)`"):
+        LayerEGradCam(lambda x: x, "mix")
+
+
+def test_a_layer_of_another_model():
+    with pytest.raises(ValueError, match="`name` must be a module of the model; got a ReLU"):
+        find_layer(Strip().eval(), nn.ReLU(), torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("first", "example"),
+    [
+        (nn.Conv1d(2, 4, 3), "(1, 2, 1000)"),
+        (nn.Conv2d(1, 4, 3), "(1, 1, 224, 224)"),
+        (nn.Conv3d(3, 4, 3), "(1, 3, 64, 64, 64)"),
+    ],
+)
+def test_without_inputs_the_error_says_what_to_give(first, example):
+    words = re.escape(f"such as torch.zeros{example}.")
+    with pytest.raises(ValueError, match=r"`inputs` must be given.*" + words):
+        find_layer(nn.Sequential(first, nn.Flatten()))

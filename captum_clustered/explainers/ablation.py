@@ -239,7 +239,8 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         errors = measured.errors
         counts = [grouped.n_groups for grouped in groups]
         ablated = replayed.ablated_scores.split(counts, dim=1)
-        self._warn_if_idle([replayed.scores.unsqueeze(1) - replayed.ablated_scores])
+        drops = replayed.scores.unsqueeze(1) - replayed.ablated_scores
+        self._warn_if_idle(replayed.scores, [drops])
         weights = [
             self._group_weights(replayed.scores, scores, grouped, one)
             for scores, grouped, one in zip(ablated, groups, parts, strict=True)

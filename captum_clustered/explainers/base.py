@@ -85,7 +85,7 @@ class LayerExplainer(LayerAttribution):
         super().__init_subclass__()
         if "explain" in cls.__dict__:
             cls.attribute = _with_signature_of(cls.explain)  # type: ignore[method-assign]
-            cls.explain = _watched(cls.explain)  # type: ignore[method-assign]
+            cls.explain = _watched(cls.explain)
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(self, inputs: Tensors, target: Target = None, **arguments: Any) -> Tensors:
@@ -161,14 +161,15 @@ class LayerExplainer(LayerAttribution):
                 )
             slopes = read(found)
             if slopes:
-                self._warn_if_idle(slopes)
+                self._warn_if_idle(first.scores, slopes)
             yield replace(first, maps=read(first.activations), gradients=slopes)
 
-    def _warn_if_idle(self, effects: Sequence[Tensor]) -> None:
+    def _warn_if_idle(self, scores: Tensor, effects: Sequence[Tensor]) -> None:
         """Warns of tokens that do not reach the score; on an accelerator nothing is read."""
         if self.reshape_transform is None or effects[0].device.type != "cpu":
             return
-        if not any(bool(effect.any()) for effect in effects):
+        # nothing changes the scores of a new head of zeros
+        if bool(scores.any()) and not any(bool(effect.any()) for effect in effects):
             warn(
                 "`layer` gives tokens of which none that the heat map shows changes the score, so "
                 "that the map means nothing. Behind the last attention of a transformer, for "

@@ -49,8 +49,6 @@ __all__ = [
 
 P = ParamSpec("P")
 
-_NO_PROBABILITIES = ("identity", "log_odds", "logit")
-
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
@@ -202,17 +200,28 @@ class Confidences:
         return increase(self.original, self.masked)
 
     @property
+    def _are_probabilities(self) -> bool:
+        """Whether the scores are probabilities; of a callable's, on the CPU, their values tell."""
+        name = self.conventions.score
+        if name in ("softmax", "sigmoid", "probabilities"):
+            return True
+        if name in ("identity", "log_odds"):
+            return False
+        scores = torch.cat([self.original, self.masked])
+        return scores.device.type != "cpu" or not bool(((scores < 0) | (scores > 1)).any())
+
+    @property
     def average_gain(self) -> Tensor:
         """The :func:`gain` of each image, in percent; higher is better.
 
         Raises:
             ValueError: If the scores are logits, or log odds.
         """
-        if self.conventions.score in _NO_PROBABILITIES:
+        if not self._are_probabilities:
             raise ValueError(
                 "`score` must be a probability for the average gain; got "
-                f"{self.conventions.score!r}, of a model that returns logits. Pass score='softmax' "
-                "or 'sigmoid', or 'probabilities' if it returns these."
+                f"{self.conventions.score!r}, which gives none. Pass score='softmax' or 'sigmoid' "
+                "for logits, or 'probabilities' for a model that returns these."
             )
         return gain(self.original, self.masked)
 
@@ -239,7 +248,7 @@ class Confidences:
         }
         columns["average_drop"] = self.average_drop
         columns["increase_in_confidence"] = self.increase_in_confidence
-        if self.conventions.score not in _NO_PROBABILITIES:
+        if self._are_probabilities:
             columns["average_gain"] = self.average_gain
         if self.complement is not None:
             columns["drop_on_complement"] = self.drop_on_complement

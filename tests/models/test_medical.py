@@ -299,3 +299,107 @@ def test_one_that_fails_loses_no_other(tmp_path):
     assert result.exit_code == 2
     assert "bad.dcm" in result.output
     assert (out / "good.json").is_file()
+
+
+# The modality transformation
+
+
+def _table(first, values, depth, vr="OW"):
+    table = pydicom.Dataset()
+    table.add_new(0x00283002, "US" if first >= 0 else "SS", [len(values), first, depth])
+    words = np.asarray(values, np.uint16)
+    table.add_new(0x00283006, vr, words.tobytes() if vr == "OW" else words.tolist())
+    return table
+
+
+def _turned(bits):
+    """A ramp from 0 to the largest value, whose order a negative slope turns round."""
+    top = 2**bits - 1
+    ramp = np.linspace(0, top, 16).astype(np.uint8 if bits == 8 else np.uint16)
+    return np.tile(ramp, (4, 1)), {"RescaleSlope": "-1", "RescaleIntercept": str(top)}
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_negative_slope_turns_the_picture_round_whatever_the_bits(tmp_path, bits, photometric):
+    pixels, tags = _turned(bits)
+    found = _gray(_dicom(tmp_path / "a.dcm", pixels, photometric, bits=bits, **tags))
+    ends = [255, 0] if photometric == "MONOCHROME2" else [0, 255]
+    assert found[0, [0, -1]].tolist() == ends
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [("2", "-100"), ("1", "0"), ("0.5", "7")])
+def test_a_rescaling_upwards_leaves_bytes_as_they_are(tmp_path, slope, intercept):
+    tags = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    np.testing.assert_array_equal(_gray(_dicom(tmp_path / "a.dcm", RAMP, **tags)), RAMP)
+
+
+def test_a_window_is_in_the_units_of_the_rescaling_whatever_the_bits(tmp_path):
+    tags = {"RescaleSlope": "-1", "RescaleIntercept": "255"}
+    tags |= {"WindowCenter": "63.5", "WindowWidth": "128"}  # of 255 - value, from 0 to 127
+    found = _gray(_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    assert (found.flat[128], found.flat[255]) == (255, 1)
+    assert (found.flat[:128] == 255).all()
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_modality_table_applies_to_bytes(tmp_path, vr, depth):
+    values = (2**depth - 1) // 255 * (255 - np.arange(256))
+    path = _dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[_table(0, values, depth, vr)])
+    np.testing.assert_array_equal(_gray(path), 255 - RAMP)
+
+
+def test_a_modality_table_that_begins_below_zero(tmp_path):
+    pixels = np.array([[-9, -5, 0, 5, 9]], np.int16)
+    table = _table(-5, np.arange(11)[::-1], 16)
+    path = _dicom(tmp_path / "a.dcm", pixels, bits=16, signed=True, ModalityLUTSequence=[table])
+    np.testing.assert_array_equal(_gray(path), [[255, 255, 128, 0, 0]])
+
+
+def test_a_voi_table_comes_after_the_rescaling(tmp_path):
+    tags = {"RescaleSlope": "-1", "RescaleIntercept": "255"}
+    path = _dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[_table(0, np.arange(256), 8)], **tags)
+    np.testing.assert_array_equal(_gray(path), 255 - RAMP)
+
+
+def test_each_frame_has_its_own_transformations(tmp_path):
+    def group(slope, intercept, window=None):
+        group, values = pydicom.Dataset(), pydicom.Dataset()
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = slope, intercept, "US"
+        group.PixelValueTransformationSequence = [values]
+        if window:
+            voi = pydicom.Dataset()
+            voi.WindowCenter, voi.WindowWidth = window
+            group.FrameVOILUTSequence = [voi]
+        return group
+
+    path = _dicom(
+        tmp_path / "a.dcm",
+        np.stack([RAMP] * 3),
+        # what the file says of all frames, and each frame's own replaces
+        ModalityLUTSequence=[_table(0, 255 - np.arange(256), 8)],
+        WindowCenter="10",
+        WindowWidth="2",
+        PerFrameFunctionalGroupsSequence=[
+            group("1", "0", ("127.5", "256")),
+            group("-1", "255", ("127.5", "256")),
+            group("-1", "255"),
+        ],
+    )
+    np.testing.assert_allclose(_gray(path, 1).astype(int), RAMP, atol=1)
+    np.testing.assert_allclose(_gray(path, 2).astype(int), 255 - RAMP.astype(int), atol=1)
+    assert (_gray(path, 3) == np.where(RAMP < 245, 255, 0))[RAMP != 245].all()
+
+
+def test_padding_may_be_a_range(tmp_path):
+    pixels = np.array([[-2000, -1500, 100], [300, 400, 500]], dtype=np.int16)
+    tags = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1500}
+    path = _dicom(tmp_path / "a.dcm", pixels, bits=16, signed=True, **tags)
+    np.testing.assert_array_equal(_gray(path), [[0, 0, 0], [128, 191, 255]])
+
+
+def test_a_rescaling_by_zero_is_refused(tmp_path):
+    path = _dicom(tmp_path / "a.dcm", RAMP, RescaleSlope="0", RescaleIntercept="5")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        read_dicom(path)

@@ -137,6 +137,48 @@ def test_probabilities_are_noticed():
     assert certain.gives_probabilities
 
 
+def _ends_in(*, classes=3, squash=None, bias=0.0):
+    net = network()
+    net[-1] = nn.Linear(net[-1].in_features, classes)
+    nn.init.constant_(net[-1].bias, bias)
+    return nn.Sequential(net, squash) if squash is not None else net
+
+
+@pytest.mark.parametrize(
+    ("settings", "score", "of", "words"),
+    [
+        ({"classes": 1, "bias": -2.0}, "softmax", torch.sigmoid, "sigmoid of the score"),
+        ({"classes": 1}, "identity", None, "none: the score is taken as it is"),
+        ({"classes": 1, "squash": nn.Sigmoid()}, "softmax", lambda s: s, "the score: the model"),
+        ({"squash": nn.Sigmoid()}, "softmax", lambda s: s, "the score: the model returns prob"),
+        ({"squash": nn.Softmax(1)}, "sigmoid", lambda s: s, "the score: the model returns prob"),
+        ({}, "sigmoid", torch.sigmoid, "sigmoid of the score"),
+        ({}, "softmax", lambda s: s.softmax(0), "softmax of the scores"),
+        ({}, "identity", None, "none: the score is taken as it is"),
+    ],
+)
+def test_what_is_no_probability_is_not_called_so(settings, score, of, words):
+    torch.manual_seed(0)
+    model = loaded(_ends_in(**settings).eval(), names=None)
+    layer = "0.1" if "squash" in settings else "1"
+    prepared = prepare(model, device="cpu", layer=layer, score=score)
+    scores = prepared.scores(torch.rand(1, 3, 6, 8))[0]
+    value, how = prepared.probability(scores, 0)
+    assert how.startswith(words)
+    if of is None:
+        assert value is None
+        assert prepared.title(scores, 0) == f"class (0), score {float(scores[0]):.3g}"
+    else:
+        assert value == pytest.approx(float(of(scores)[0]))
+        assert prepared.title(scores, 0) == f"class (0), probability {value:.2f}"
+
+
+def test_what_is_said_to_be_a_probability_is_checked():
+    prepared = prepare(loaded(), device="cpu", score="probabilities")
+    with pytest.raises(ValueError, match=r"`score`='probabilities' must have scores in \[0, 1\]"):
+        prepared.probability(torch.tensor([-0.3, 0.4, 2.0]), 0)
+
+
 # Pictures
 
 
