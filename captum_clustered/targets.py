@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "SCORES",
     "Score",
     "Target",
     "check_target",
@@ -34,6 +35,10 @@ Score = (
     | Callable[[Tensor], Tensor]
 )
 """What a caller may pass as ``score``; see :func:`target_scores`."""
+
+
+SCORES = ("softmax", "sigmoid", "identity", "probabilities")
+"""The names of scores on the command line: what becomes of a model's output."""
 
 
 def format_target(target: Any, n_examples: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from captum_clustered._checks import check_choice, check_int
 from captum_clustered.evaluation.rows import OWN
-from captum_clustered.models.prepared import SCORES
+from captum_clustered.targets import SCORES
 
 __all__ = ["FILLS", "SCORES", "TARGETS", "Choices", "Settings", "listed", "numbers"]
 

@@ -22,17 +22,15 @@ from captum_clustered.heatmap import normalize
 from captum_clustered.layers import TargetLayer, find_layer
 from captum_clustered.models.images import Picture, pixel_scale, probe
 from captum_clustered.models.loading import LoadedModel, load, resolve_target
+from captum_clustered.targets import SCORES
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DEVICES", "SCORES", "Prepared", "find_device", "prepare"]
+__all__ = ["DEVICES", "Prepared", "find_device", "prepare"]
 
 DEVICES = ("auto", "cpu", "cuda")
 """Where a model may run; ``"auto"`` is ``"cuda"`` if there is a GPU, else ``"cpu"``."""
-
-SCORES = ("softmax", "sigmoid", "identity", "probabilities")
-"""What turns a model's output into a score that can be judged, and perhaps is a probability."""
 
 _Made = TypeVar("_Made")
 
@@ -49,8 +47,8 @@ class Prepared:
         gives_probabilities (bool): Whether the scores of an example are probabilities: they are
             not negative and 1 in sum, or the model ends in a sigmoid or the like. Seen on one
             example.
-        score (str): One of :data:`SCORES`: what turns the scores into probabilities. Of a single
-            logit it is the sigmoid.
+        score (str): What turns the scores into probabilities: one of
+            :data:`captum_clustered.targets.SCORES`. Of a single logit it is the sigmoid.
         example (array or None): An empty volume like those that the model takes; None if it takes
             images.
     """
@@ -251,8 +249,8 @@ def prepare(
         device (str, optional): One of :data:`DEVICES`, or ``"cuda:1"``. Default: ``"auto"``
         seed (int, optional): Seed of random weights. The global random state is left as it was.
             Default: 0
-        score (str, optional): One of :data:`SCORES`. Default: ``"softmax"`` (of a single logit the
-            sigmoid)
+        score (str, optional): One of :data:`captum_clustered.targets.SCORES`.
+            Default: ``"softmax"`` (of a single logit the sigmoid)
         example (array, optional): A volume of the size to come, `(D, H, W)` or `(C, D, H, W)`, for
             a network of three dimensions. Its values do not matter. Default: None (images)
 
