@@ -221,6 +221,8 @@ def make_explainer(
         chosen["seed"] = seed
     if "fill" in known and mask_fill is not None:
         chosen["fill"] = mask_fill
+    if known.get("score") == "softmax" and prepared.n_classes == 1:
+        chosen["score"] = prepared.score  # the softmax of a single logit is 1
     layer = prepared.layer
     if all(name in known for name in _LAYOUT):
         chosen |= {name: getattr(layer, name) for name in _LAYOUT}
