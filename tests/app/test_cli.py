@@ -85,6 +85,17 @@ def certain():
     return Certain(), transform
 
 
+def binary():
+    model = Net()
+    model.head = nn.Linear(12, 1)
+    nn.init.constant_(model.head.bias, -2.0)
+    return model, transform
+
+
+def labels():
+    return nn.Sequential(Net(), nn.Sigmoid()), transform
+
+
 class Dense(Net):
     def forward(self, x):
         return self.features(x)
@@ -310,6 +321,36 @@ def test_probabilities_are_not_squashed_again(folder):
     target = json.loads((folder / "out/cat.json").read_text())["target"]
     assert target["probability"] == target["score"]
     assert target["probability_is"] == "the score: the model returns probabilities"
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "how"),
+    [
+        ("binary", "softmax", "sigmoid of the score"),
+        ("labels", "softmax", "the score: the model returns probabilities"),
+        ("net", "sigmoid", "sigmoid of the score"),
+    ],
+)
+def test_a_probability_is_one_in_line_and_record(folder, model, score, how):
+    result = explain("cat.png", "--score", score, "--html", model=f"nets:{model}")
+    assert result.exit_code == 0, result.output
+    target = json.loads((folder / "out/cat.json").read_text())["target"]
+    assert target["probability_is"] == how
+    value = torch.tensor(target["score"])
+    expected = value if how.startswith("the score") else value.sigmoid()
+    assert target["probability"] == pytest.approx(float(expected))
+    assert f"probability {target['probability']:.2f}" in result.output
+
+
+def test_a_score_that_is_no_probability_is_not_called_so(folder):
+    result = explain("cat.png", "--score", "identity", "--html")
+    assert result.exit_code == 0, result.output
+    target = json.loads((folder / "out/cat.json").read_text())["target"]
+    assert target["probability"] is None
+    assert "probability" not in result.output
+    assert f"score {target['score']:.3g}" in result.output
+    page = (folder / "out/cat.html").read_text()
+    assert '<th scope="col" class="number">probability</th>' not in page
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(folder):

@@ -78,6 +78,16 @@ def certain():
     return nn.Sequential(Net(), nn.Softmax(1)), transform
 
 
+def labels():
+    return nn.Sequential(Net(), nn.Sigmoid()), transform
+
+
+def binary():
+    net = Net()
+    net.head = nn.Linear(8, 1)
+    return net, transform
+
+
 N = 6
 
 
@@ -580,6 +590,37 @@ def test_if_every_image_fails_the_command_does(folder):
 def test_a_wrong_wish_is_one_line(folder, options, words):
     assert words in one_error(evaluate(*options))
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["certain", "labels"])
+def test_probabilities_are_judged_as_they_are(folder, model):
+    refused = evaluate("--layer", "0.features", model=f"evaluated_nets:{model}")
+    assert "`score` must be identity for a model that returns probabilities" in one_error(refused)
+    result = evaluate(
+        *FAST, "--no-controls", "--layer", "0.features", "--score", "identity",
+        model=f"evaluated_nets:{model}",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = numbers("out")
+    assert {row["conventions"]["score"] for row in rows} == {"probabilities"}
+    for row in rows:
+        before, after = row["original_score"], row["masked_score"]
+        gain = 100 * max(after - before, 0) / (1 - before)
+        assert row["ag"] == pytest.approx(gain, abs=1e-6)
+
+
+def test_one_logit_is_judged_by_its_sigmoid(folder):
+    result = evaluate(
+        "--method", "clustered-cam,group-cam", "--no-controls", "--metric", "adc,ag",
+        model="evaluated_nets:binary",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = numbers("out")
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["conventions"]["score"] for row in rows} == {"sigmoid"}
+    assert all(0 < row["original_score"] < 1 for row in rows)
+    config = json.loads((folder / "out/config.json").read_text())
+    assert config["compared"]["score"] == "sigmoid"
 
 
 def test_other_settings_do_not_mix(folder):
