@@ -427,3 +427,21 @@ def test_tcav(tmp_path):
     tcav = TCAV(model, ["0"], layer_attr_method=_raw(model, model[1]), save_path=str(tmp_path))
     scores = tcav.interpret(torch.rand(2, 3, 8, 8), [concepts], target=1, attr_dim_summation=False)
     assert scores["0-1"]["0"]["magnitude"].shape == (2,)
+
+
+def test_a_dead_map_is_one_that_equals_its_baseline():
+    """A map of zeros is switched off too where the baseline is not zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+    model[0].bias.data[1] = -10
+    x, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 0, 1, 1])
+    theirs = LayerFeatureAblation(model, model[1]).attribute(
+        x, target=1, layer_mask=labels.view(1, 4, 1, 1), layer_baselines=1.0
+    )
+    cam = ClusteredLayerAblation(model, model[1], clusterer=labels)
+    ours = cam.explain(x, target=1, layer_baselines=1.0)
+    assert ours.labels[0].tolist() == [0, 0, 1, 1]
+    drops = ours.scores[:, None] - ours.ablated_scores
+    torch.testing.assert_close(drops, theirs[:, ::2, 0, 0])
