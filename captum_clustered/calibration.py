@@ -1,0 +1,346 @@
+r"""Gives a heat map another scale of values, and leaves the order of its pixels alone.
+
+Insertion, deletion and the pointing game read only the order of a map's pixels. Average drop,
+increase in confidence and average gain read the values: they show the model the image through the
+map. A map with a good order can have a poor scale, and methods that mask the image win much of
+what they win by a better one. :func:`calibrate` gives any map its own best scale, for a few passes.
+
+Of a few rising curves :math:`g` it takes, for each image, the one with the largest
+
+.. math:: \log\frac{p(x \odot g(M))}{1 - p(x \odot g(M))} - \lambda \, \overline{g(M)}
+
+the log-odds of the class behind the map, less a price for each unit of the map's area. The map as
+it was is always among the choices, so that by this measure no map gets worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_clustered._checks import check_int, check_number
+from captum_clustered.fills import Fill, fill_image, masked
+from captum_clustered.metrics.curves import BUDGET
+from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
+from captum_clustered.metrics.scoring import ImageModel, as_labels, resolve_target
+from captum_clustered.targets import Score, Target, target_scores
+
+__all__ = ["POWERS", "SIGMOIDS", "Calibration", "Power", "Sigmoid", "calibrate"]
+
+Rising = Callable[[Tensor], Tensor]
+"""A curve: from values in [0, 1] to values that rise with them."""
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    r"""The curve :math:`1 / (1 + e^{-(v - t) / s})`: it lifts what is above a threshold.
+
+    Args:
+        threshold (float): :math:`t`, where the curve is steepest.
+        width (float): :math:`s`, above 0: the smaller, the steeper.
+
+    Raises:
+        ValueError: If one is not a finite number, or the width is not above 0.
+
+    Example::
+
+        >>> Sigmoid(0.5, 0.1)(torch.tensor([0.4, 0.5, 0.6]))
+        tensor([0.2689, 0.5000, 0.7311])
+    """
+
+    threshold: float
+    width: float
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold)
+        check_number("width", self.width, above=0)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The values on the curve, in the same shape."""
+        return torch.sigmoid((values - self.threshold) / self.width)
+
+
+@dataclass(frozen=True)
+class Power:
+    r"""The curve :math:`v^\gamma`.
+
+    Args:
+        exponent (float): :math:`\gamma`, above 0: below 1 the map grows, above 1 it shrinks.
+
+    Raises:
+        ValueError: If the exponent is not a finite number above 0.
+
+    Example::
+
+        >>> Power(0.5)(torch.tensor([0.0, 0.25, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    exponent: float
+
+    def __post_init__(self) -> None:
+        check_number("exponent", self.exponent, above=0)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The values on the curve, in the same shape."""
+        return values**self.exponent
+
+
+SIGMOIDS = tuple(Sigmoid(threshold, 0.06) for threshold in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5))
+"""The curves that :func:`calibrate` tries by default."""
+
+POWERS = tuple(Power(exponent) for exponent in (0.25, 0.35, 0.5, 0.7, 1.4, 2.0))
+"""Curves of one parameter; the smaller the exponent, the larger the map."""
+
+_STRAIGHT = Power(1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order of the pixels of each map, which a curve must not change.
+
+    A curve that is nearly level sends different numbers to the same one, up to rounding. That would
+    make ties where there were none, and ties are broken by their place in the image.
+
+    Attributes:
+        pixels (Tensor): int64 `(N, D)`: the pixels of each map from its smallest value on.
+        places (Tensor): int64 `(N, D)`: the place of each of these pixels among the map's different
+            values, from 0.
+
+    Example::
+
+        >>> order = Order.of(torch.tensor([[3.0, 4.0, 3.0]]))
+        >>> moved = order.keep(torch.tensor([[1.0, 1.0, 1.0]]))
+        >>> moved[0, 0] < moved[0, 1], moved[0, 0] == moved[0, 2], moved
+        (tensor(True), tensor(True), tensor([[1.0000, 1.0000, 1.0000]]))
+    """
+
+    pixels: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Order:
+        """Sorts values `(N, D)`."""
+        ranked, pixels = values.sort(dim=1, stable=True)
+        larger = torch.zeros_like(pixels)
+        larger[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+        return cls(pixels, larger.cumsum(1))
+
+    def keep(self, values: Tensor) -> Tensor:
+        """Moves values to the nearest floating point numbers that have this order.
+
+        Args:
+            values (Tensor): `(N, D)`, float32 or float64 in [0, 1]; equal where the map is.
+
+        Returns:
+            *Tensor*: `(N, D)`, in [0, 1].
+        """
+        whole = torch.int64 if values.dtype == torch.float64 else torch.int32
+        # floating point numbers that are not negative rise with the integers that their bits are
+        bits = values.gather(1, self.pixels).view(whole).to(torch.int64)
+        one = torch.ones((), dtype=values.dtype, device=values.device).view(whole).to(torch.int64)
+        bits = (bits - self.places).cummax(1).values + self.places  # each above the one before
+        bits = bits.minimum(one - (self.places[:, -1:] - self.places))  # and all up to 1
+        moved = bits.to(whole).view(values.dtype)
+        return torch.empty_like(values).scatter_(1, self.pixels, moved)
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Heat maps on a scale of their own, and how it was chosen.
+
+    `N` is the number of images, `T` that of curves.
+
+    Attributes:
+        heatmaps (Tensor): `(N, 1, *spatial)`, in [0, 1], as large as the images. A flat map is as
+            it was, clamped to [0, 1]; one with a NaN or an infinity is NaN.
+        curves (tuple[callable, ...]): What was tried; the first leaves a map as it is.
+        chosen (Tensor): int64 `(N,)`: the curve of each image.
+        objectives (Tensor): `(N, T)`: the score behind the map less the price of its area.
+        scores (Tensor): `(N, T)`: the score of the class of each image, seen through each map.
+        areas (Tensor): `(N, T)`: the mean of each map.
+        status (Tensor): int8 `(N,)`, a :class:`~captum_clustered.metrics.Status` of each map before
+            it was calibrated.
+        target (Tensor or None): int64 `(N,)`: the classes; None if the model gives one score per
+            image.
+        passes (int): How often the model saw each image, masked or not.
+
+    Example::
+
+        >>> zeros = torch.zeros(1, 1)
+        >>> found = Calibration(
+        ...     heatmaps=torch.ones(1, 1, 2, 2), curves=(Power(1.0),), chosen=torch.tensor([0]),
+        ...     objectives=zeros, scores=zeros, areas=zeros, status=torch.zeros(1), target=None,
+        ...     passes=1,
+        ... )
+        >>> found.names
+        ['Power(exponent=1.0)']
+    """
+
+    heatmaps: Tensor
+    curves: tuple[Rising, ...]
+    chosen: Tensor
+    objectives: Tensor
+    scores: Tensor
+    areas: Tensor
+    status: Tensor
+    target: Tensor | None
+    passes: int
+
+    @property
+    def names(self) -> list[str]:
+        """The curve of each image, in words."""
+        return [repr(self.curves[index]) for index in self.chosen.tolist()]
+
+
+@torch.no_grad()
+def calibrate(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    heatmaps: Any,
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    curves: Sequence[Rising] = SIGMOIDS,
+    area_weight: float = 2.0,
+    score: Score = "log_odds",
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0.0,
+    max_examples_per_batch: int | None = None,
+) -> Calibration:
+    """Chooses a scale for each heat map by what the model says of the image behind it.
+
+    The order of the pixels stays: whatever is larger stays larger, and equal pixels stay equal. So
+    insertion, deletion and the pointing game give the same numbers before and after. No gradient is
+    needed. Put the model into evaluation mode first.
+
+    Args:
+        forward_func (callable): The model, or a function that returns its logits.
+        inputs (Tensor or tuple[Tensor, ...]): The model's inputs. The first one is the images,
+            `(N, C, *spatial)`, as the model takes them; only the images are masked.
+        heatmaps (Tensor or array): `(N, 1, *spatial)` or `(N, *spatial)`, floating point, of any
+            library, range and resolution.
+        target (int, tuple, Tensor or list, optional): The class that the maps explain, as in
+            Captum. Default: None (the class that the model predicts)
+        additional_forward_args (Any, optional): Further arguments of `forward_func`, one or a
+            tuple. Default: None
+        curves (sequence of callables, optional): What is tried beside the map as it is: callables
+            from values in [0, 1] to values that rise with them, such as :class:`Sigmoid` and
+            :class:`Power`. Each is scaled so that 0 and 1 stay. Default: :data:`SIGMOIDS`
+        area_weight (float, optional): The price of a map that is 1 everywhere, in units of the
+            score. With 0.0 nothing keeps a map from growing. Default: 2.0
+        score (str or callable, optional): What becomes of the logits; see
+            :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
+        interpolation (str or None, optional): How a map of another size is resized:
+            ``"bilinear"``, ``"nearest"``, or None to raise an error. Default: ``"bilinear"``
+        fill (float, sequence, Tensor, Black, Blur or str, optional): What replaces the hidden part,
+            as for :func:`~captum_clustered.metrics.confidences`. Default: 0.0
+        max_examples_per_batch (int, optional): Images in one forward pass; changes memory and time,
+            never the result. Default: None (as many as fit into
+            :data:`captum_clustered.metrics.curves.BUDGET`)
+
+    Returns:
+        *Calibration*: The maps `(N, 1, *spatial)` in [0, 1], the curve of each, and the objectives
+        of all curves.
+
+    Raises:
+        TypeError: If an argument, or what the model returns, has a wrong type.
+        ValueError: If a shape or a value does not fit, or a curve does not rise.
+
+    Example::
+
+        >>> def logits(x):  # the class is at the left; the right speaks against it
+        ...     return torch.stack([x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))], 1)
+        >>> heat = torch.tensor([[[[1.0, 0.6, 0.4, 0.0]]]])
+        >>> found = calibrate(logits, torch.ones(1, 1, 1, 4), heat, target=0)
+        >>> found.heatmaps.round(decimals=2)
+        tensor([[[[1.0000, 0.8400, 0.1600, 0.0000]]]])
+        >>> found.names, found.passes
+        (['Sigmoid(threshold=0.5, width=0.06)'], 8)
+    """
+    check_number("area_weight", area_weight, at_least=0)
+    check_int("max_examples_per_batch", max_examples_per_batch, 1, or_none=True)
+    tried = (_STRAIGHT, *_checked(curves))
+    model = ImageModel.of(forward_func, inputs, additional_forward_args)
+    image = model.image  # (N, C, *spatial)
+    n, size = len(image), image.shape[2:]
+    maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
+    classes = resolve_target(model(image), target)
+    background = fill_image(fill, image).expand_as(image)
+    at_once = max_examples_per_batch or max(1, BUDGET // (image[:1].nbytes or 1))
+
+    def scored(masks: Tensor, rows: Tensor) -> Tensor:  # (k, 1, *spatial), (k,) -> (k,)
+        output = model(masked(image[rows], masks, background[rows]), rows)
+        return target_scores(output, None if classes is None else classes[rows], score)
+
+    found = []
+    for rows in torch.arange(n, device=image.device).split(max(1, at_once // len(tried))):
+        bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
+        pairs = zip(
+            bent.flatten(0, 1).split(at_once), rows.repeat(len(tried)).split(at_once), strict=True
+        )
+        scores = torch.cat([scored(*pair) for pair in pairs]).view(len(tried), -1).T  # (r, T)
+        areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
+        objectives = scores - area_weight * areas
+        # the first of equals, which is the map as it is
+        chosen = torch.where(objectives.isnan(), -torch.inf, objectives).argmax(1)  # (r,)
+        best = bent[chosen, torch.arange(len(rows), device=image.device)]  # (r, 1, *spatial)
+        found.append((best, chosen, objectives, scores, areas))
+    best, *others = (torch.cat(parts) for parts in zip(*found, strict=True))
+    unknown = (maps.status == Status.NOT_FINITE).view(-1, *[1] * (best.ndim - 1))
+    return Calibration(
+        torch.where(unknown, torch.nan, best),
+        tried,
+        *others,
+        status=maps.status,
+        target=as_labels(classes),
+        passes=len(tried) + 1,
+    )
+
+
+def _checked(curves: Sequence[Rising]) -> tuple[Rising, ...]:
+    """The curves, each of which must rise from 0 to 1."""
+    if not isinstance(curves, Sequence) or not all(map(callable, curves)):
+        raise TypeError(
+            f"`curves` must be a sequence of callables; got {curves!r}. Pass, for example, "
+            "`[Power(0.5), Sigmoid(0.3, 0.06)]`."
+        )
+    grid = torch.linspace(0, 1, 257, dtype=torch.float64)
+    for curve in curves:
+        values = curve(grid)
+        if not isinstance(values, Tensor) or values.shape != grid.shape:
+            raise TypeError(
+                f"`curves` must return a tensor of the shape that they are given; {curve!r} "
+                f"returned {type(values).__name__}. Apply it value by value."
+            )
+        steps = values.diff()
+        if not (values.isfinite().all() and (steps >= 0).all() and values[-1] > values[0]):
+            raise ValueError(
+                f"`curves` must rise from 0 to 1 and be finite there; got {curve!r}, which does "
+                "not. A curve that falls would change the order of the pixels."
+            )
+    return tuple(curves)
+
+
+def _bend(curves: Sequence[Rising], maps: Maps, rows: Tensor) -> Tensor:
+    """The maps of some examples on all curves, `(T, r, 1, *spatial)`; the first is the map."""
+    values = maps.values[rows]  # (r, 1, *spatial)
+    flat = values.flatten(1)
+    order = Order.of(flat)
+    flawed = maps.status[rows]
+    flawed = (flawed == Status.FLAT) | (flawed == Status.NOT_FINITE)  # (r,)
+    bent = [flat]
+    for curve in curves[1:]:
+        low, high = curve(flat.new_tensor([0.0, 1.0]))
+        scaled = ((curve(flat) - low) / (high - low)).clamp(0, 1).abs()  # without -0.0
+        bent.append(torch.where(flawed.unsqueeze(1), flat, order.keep(scaled)))
+    return torch.stack(bent).unflatten(2, values.shape[1:])
