@@ -253,6 +253,42 @@ def signed(
 
 
 @app.command()
+def fair(
+    data: Annotated[
+        Path, typer.Option(metavar="CSV", help="Images with classes, as for captum-clustered.")
+    ],
+    half: Annotated[str, typer.Option(metavar="NAME", help="first or second: every other image.")],
+    cases: Annotated[
+        str, typer.Option(metavar="NAMES", help="Only these cases, separated by semicolons.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Images; by default all.")] = None,
+    threads: Threads = None,
+    show: Annotated[bool, typer.Option("--report", help="Show the tables at the end.")] = False,
+    out: Out = _RESULTS,
+) -> None:
+    """Every method and control on its own scale of values and on a calibrated one."""
+    from benchmarks import fair as command
+    from benchmarks import results
+    from benchmarks.report import page
+
+    _threads(threads)
+    chosen = tuple(name.strip() for name in cases.split(";") if name.strip())
+    plan = command.Plan(data, half, chosen or tuple(command.CASES), limit)
+    work = out / "evaluations"
+    path = results.collect(
+        "fair",
+        out,
+        plan.record(),
+        list(plan.cases),
+        lambda case: command.measure(case, plan, work, say),
+        say,
+        lambda _: command.finish(plan, work),
+    )
+    if show:
+        typer.echo(page({"fair": results.read(path.parent)["fair"]}))
+
+
+@app.command()
 def zoo(
     only: Annotated[
         str, typer.Option(metavar="NAMES", help="Only these networks, separated by commas.")

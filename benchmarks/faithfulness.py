@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from benchmarks.peers import Reshape, Wanted, output_of_input, pytorch_grad_cam_map, torchcam_map
 from benchmarks.results import Row
 from captum_clustered.evaluation import Settings, evaluate
+from captum_clustered.evaluation.rows import Key
+from captum_clustered.evaluation.rows import Row as Judged
 from captum_clustered.methods import METHODS
+from captum_clustered.statistics import paired_difference
 
 __all__ = [
     "FULL",
@@ -28,7 +31,11 @@ __all__ = [
     "QUICK",
     "QUICK_METRICS",
     "Plan",
+    "by_method",
+    "conventions",
+    "difference",
     "measure",
+    "read",
 ]
 
 QUICK = (
@@ -227,6 +234,25 @@ def _metric(record: Mapping[str, str], name: str) -> Row:
         "high": _number(record[f"{name}_high"]),
         "n": int(record[f"{name}_n"]),
     }
+
+
+def by_method(rows: Mapping[Key, Judged]) -> dict[str, list[Judged]]:
+    """The rows of an evaluation by the name of their method."""
+    found: dict[str, list[Judged]] = {}
+    for row in rows.values():
+        found.setdefault(row["method"], []).append(row)
+    return found
+
+
+def difference(ours: Sequence[Judged], theirs: Sequence[Judged], name: str) -> Row:
+    """The mean of ours less theirs over the images that both have, with its 95 % interval."""
+    known, others = (
+        {row["image"]: row[name] for row in rows if row["status"] == "ok" and row[name] is not None}
+        for rows in (ours, theirs)
+    )
+    pairs = [(value, others[image]) for image, value in known.items() if image in others]
+    found = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+    return {"mean": found.estimate, "low": found.low, "high": found.high, "n": found.n}
 
 
 def conventions(folder: Path) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def torchcam_map(kind: str, wanted: Wanted) -> Tensor:
     """
     from torchcam import methods
 
-    graph = contextlib.nullcontext() if kind == "GradCAM" else torch.inference_mode()
+    by_gradient = kind in ("GradCAM", "GradCAMpp", "LayerCAM")
+    graph = contextlib.nullcontext() if by_gradient else torch.inference_mode()
     make = partial(getattr(methods, kind), wanted.model, wanted.layer)
     shape = tuple(wanted.inputs.shape[1:])
     with make(input_shape=shape, reshape_transform=wanted.reshape) as cam, graph:

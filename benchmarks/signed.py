@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,16 @@ from captum.attr import LayerActivation
 from torch import Tensor
 
 from benchmarks.boxes import HALVES, half, read_table
-from benchmarks.faithfulness import conventions, read
+from benchmarks.faithfulness import by_method, conventions, difference, read
 from benchmarks.recipes import Recipe, by_place, from_mean_token, painted_with_signs
 from benchmarks.results import Row
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered._checks import check_choice
 from captum_clustered.evaluation import Settings, evaluate
 from captum_clustered.evaluation.records import read_rows
-from captum_clustered.evaluation.rows import Key
-from captum_clustered.evaluation.rows import Row as Judged
 from captum_clustered.methods import METHODS, Method
 from captum_clustered.models.images import read_picture
 from captum_clustered.models.prepared import Prepared, prepare
-from captum_clustered.statistics import paired_difference
 
 __all__ = ["BASE", "NETWORKS", "RIVAL", "WORDS", "Network", "Plan", "finish", "measure"]
 
@@ -289,7 +286,7 @@ def _described(prepared: Prepared, table: Path) -> dict[str, Any]:
 
 
 def _rows(folder: Path, head: Row) -> list[Row]:
-    judged = _by_method(read_rows(folder))
+    judged = by_method(read_rows(folder))
     flat = {row["image"] for row in judged[RIVAL] if row["status"] == "ok" and row["map"] == "flat"}
     rows = []
     for known in read(folder, ""):
@@ -302,31 +299,13 @@ def _rows(folder: Path, head: Row) -> list[Row]:
         row["less_base"] = (
             None
             if known["method"] == BASE
-            else {key: _difference(own, judged[BASE], key) for key in known["metrics"]}
+            else {key: difference(own, judged[BASE], key) for key in known["metrics"]}
         )
         rows.append({**head, **row})
     return rows
 
 
 _TAKEN = ("method", "clusters", "control", "images", "failed", "flat", "seconds", "metrics")
-
-
-def _by_method(rows: Mapping[Key, Judged]) -> dict[str, list[Judged]]:
-    found: dict[str, list[Judged]] = {}
-    for row in rows.values():
-        found.setdefault(row["method"], []).append(row)
-    return found
-
-
-def _difference(ours: Sequence[Judged], theirs: Sequence[Judged], name: str) -> Row:
-    """The mean of ours less theirs over the images that both have, with its 95 % interval."""
-    known, others = (
-        {row["image"]: row[name] for row in rows if row["status"] == "ok" and row[name] is not None}
-        for rows in (ours, theirs)
-    )
-    pairs = [(value, others[image]) for image, value in known.items() if image in others]
-    found = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-    return {"mean": found.estimate, "low": found.low, "high": found.high, "n": found.n}
 
 
 def finish(plan: Plan, out: Path) -> dict[str, Any]:

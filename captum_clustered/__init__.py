@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from captum_clustered.explainers.egrad_cam import LayerEGradCam as LayerEGradCam
     from captum_clustered.explainers.grad_cam import LayerHiResCam as LayerHiResCam
     from captum_clustered.explainers.group_cam import LayerGroupCam as LayerGroupCam
+    from captum_clustered.explainers.layered import LayerCalibratedCam as LayerCalibratedCam
+    from captum_clustered.explainers.layered import LayeredCam as LayeredCam
     from captum_clustered.explainers.opti_cam import (
         ClusteredLayerOptimization as ClusteredLayerOptimization,
     )
@@ -27,6 +29,8 @@ _HOMES = {
     "LayerAblationCam": "explainers.ablation",
     "LayerEGradCam": "explainers.egrad_cam",
     "ClusteredLayerOptimization": "explainers.opti_cam",
+    "LayerCalibratedCam": "explainers.layered",
+    "LayeredCam": "explainers.layered",
     "ClusteredLayerScore": "explainers.score_cam",
     "LayerGroupCam": "explainers.group_cam",
     "LayerHiResCam": "explainers.grad_cam",

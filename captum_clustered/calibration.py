@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from captum_clustered._checks import check_int, check_number
+from captum_clustered.engine.model import fitting
 from captum_clustered.fills import Fill, fill_image, masked
-from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
 from captum_clustered.metrics.scoring import ImageModel, as_labels, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
@@ -89,10 +89,10 @@ class Power:
 
     def __call__(self, values: Tensor) -> Tensor:
         """The values on the curve, in the same shape."""
-        return values**self.exponent
+        return torch.pow(values, self.exponent)
 
 
-SIGMOIDS = tuple(Sigmoid(threshold, 0.06) for threshold in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5))
+SIGMOIDS = tuple(Sigmoid(threshold, 0.03) for threshold in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
 """The curves that :func:`calibrate` tries by default."""
 
 POWERS = tuple(Power(exponent) for exponent in (0.25, 0.35, 0.5, 0.7, 1.4, 2.0))
@@ -211,7 +211,7 @@ def calibrate(
     *,
     additional_forward_args: Any = None,
     curves: Sequence[Rising] = SIGMOIDS,
-    area_weight: float = 2.0,
+    area_weight: float = 1.0,
     score: Score = "log_odds",
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0.0,
@@ -237,7 +237,7 @@ def calibrate(
             from values in [0, 1] to values that rise with them, such as :class:`Sigmoid` and
             :class:`Power`. Each is scaled so that 0 and 1 stay. Default: :data:`SIGMOIDS`
         area_weight (float, optional): The price of a map that is 1 everywhere, in units of the
-            score. With 0.0 nothing keeps a map from growing. Default: 2.0
+            score. With 0.0 nothing keeps a map from growing. Default: 1.0
         score (str or callable, optional): What becomes of the logits; see
             :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
         interpolation (str or None, optional): How a map of another size is resized:
@@ -245,8 +245,7 @@ def calibrate(
         fill (float, sequence, Tensor, Black, Blur or str, optional): What replaces the hidden part,
             as for :func:`~captum_clustered.metrics.confidences`. Default: 0.0
         max_examples_per_batch (int, optional): Images in one forward pass; changes memory and time,
-            never the result. Default: None (as many as fit into
-            :data:`captum_clustered.metrics.curves.BUDGET`)
+            never the result. Default: None (as many as fit a budget)
 
     Returns:
         *Calibration*: The maps `(N, 1, *spatial)` in [0, 1], the curve of each, and the objectives
@@ -263,26 +262,27 @@ def calibrate(
         >>> heat = torch.tensor([[[[1.0, 0.6, 0.4, 0.0]]]])
         >>> found = calibrate(logits, torch.ones(1, 1, 1, 4), heat, target=0)
         >>> found.heatmaps.round(decimals=2)
-        tensor([[[[1.0000, 0.8400, 0.1600, 0.0000]]]])
+        tensor([[[[1.0000, 0.9700, 0.0300, 0.0000]]]])
         >>> found.names, found.passes
-        (['Sigmoid(threshold=0.5, width=0.06)'], 8)
+        (['Sigmoid(threshold=0.5, width=0.03)'], 8)
     """
     check_number("area_weight", area_weight, at_least=0)
     check_int("max_examples_per_batch", max_examples_per_batch, 1, or_none=True)
-    tried = (_STRAIGHT, *_checked(curves))
+    tried: tuple[Rising, ...] = (_STRAIGHT, *_checked(curves))
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
     image = model.image  # (N, C, *spatial)
     n, size = len(image), image.shape[2:]
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
     classes = resolve_target(model(image), target)
     background = fill_image(fill, image).expand_as(image)
-    at_once = max_examples_per_batch or max(1, BUDGET // (image[:1].nbytes or 1))
+    # an image grows to many times its size inside the model
+    at_once = max_examples_per_batch or fitting(8 * image[:1].nbytes, image.device)
 
     def scored(masks: Tensor, rows: Tensor) -> Tensor:  # (k, 1, *spatial), (k,) -> (k,)
         output = model(masked(image[rows], masks, background[rows]), rows)
         return target_scores(output, None if classes is None else classes[rows], score)
 
-    found = []
+    found: list[tuple[Tensor, ...]] = []
     for rows in torch.arange(n, device=image.device).split(max(1, at_once // len(tried))):
         bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
         pairs = zip(
@@ -295,12 +295,15 @@ def calibrate(
         chosen = torch.where(objectives.isnan(), -torch.inf, objectives).argmax(1)  # (r,)
         best = bent[chosen, torch.arange(len(rows), device=image.device)]  # (r, 1, *spatial)
         found.append((best, chosen, objectives, scores, areas))
-    best, *others = (torch.cat(parts) for parts in zip(*found, strict=True))
+    best, chosen, objectives, scores, areas = map(torch.cat, zip(*found, strict=True))
     unknown = (maps.status == Status.NOT_FINITE).view(-1, *[1] * (best.ndim - 1))
     return Calibration(
-        torch.where(unknown, torch.nan, best),
-        tried,
-        *others,
+        heatmaps=torch.where(unknown, torch.nan, best),
+        curves=tried,
+        chosen=chosen,
+        objectives=objectives,
+        scores=scores,
+        areas=areas,
         status=maps.status,
         target=as_labels(classes),
         passes=len(tried) + 1,
@@ -343,4 +346,4 @@ def _bend(curves: Sequence[Rising], maps: Maps, rows: Tensor) -> Tensor:
         low, high = curve(flat.new_tensor([0.0, 1.0]))
         scaled = ((curve(flat) - low) / (high - low)).clamp(0, 1).abs()  # without -0.0
         bent.append(torch.where(flawed.unsqueeze(1), flat, order.keep(scaled)))
-    return torch.stack(bent).unflatten(2, values.shape[1:])
+    return torch.stack(bent).view(-1, *values.shape)

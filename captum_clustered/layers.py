@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,13 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from captum_clustered._modules import find_module, named
 from captum_clustered._warn import warn
 from captum_clustered.engine.calls import LayerIO, flatten, versions
 from captum_clustered.heatmap import vit_reshape_transform
 
-__all__ = ["TargetLayer", "find_layer", "find_target_layer"]
+__all__ = ["TargetLayer", "find_finer_layer", "find_layer", "find_target_layer"]
 
 _MOST_PREFIX_TOKENS = 8  # a class token and a few register tokens
 
@@ -198,6 +203,77 @@ def _candidates(
         maps = maps[:-1]
 
 
+def find_finer_layer(
+    model: Callable[..., Any], layer: nn.Module, *inputs: Any, at_input: bool = False
+) -> TargetLayer | None:
+    """Finds the last layer before another whose maps have at least twice as many pixels.
+
+    It is ``layer3`` for ``layer4`` of a ResNet. Of a stage that ends in coarser maps no inner
+    module is taken, and neither is one that runs more than once.
+
+    The model runs once, without gradients and in evaluation mode; then its modes are restored.
+
+    Args:
+        model (nn.Module or callable): The model, or a function that runs it, whose modes are left
+            as they are.
+        layer (nn.Module): The layer whose maps are to be refined.
+        *inputs (Any): What the model takes, the images `(N, C, *spatial)` first.
+        at_input (bool, optional): Whether the input of the layer counts and not its output.
+            Default: False
+
+    Returns:
+        *TargetLayer* or *None*: The finer layer, and how to read its output; None if there is none.
+
+    Example::
+
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18()
+        >>> find_finer_layer(model, model.layer4, torch.zeros(1, 3, 64, 64)).name
+        'layer3'
+    """
+    runs, _ = _watch(model, *inputs)
+    shape = inputs[0].shape
+    frames, axes = _frames(runs, shape), _axes(runs)
+    own = [run for run in runs if run.module is layer]
+    if len(own) != 1:
+        return None  # the explainer says what is wrong with the layer
+    end = own[0].begin if at_input else own[0].end
+    coarse = _pixels(
+        replace(own[0], shape=own[0].input_shape) if at_input else own[0], shape, frames, axes
+    )
+    times = Counter(run.module for run in runs)
+
+    def is_finer(run: _Run) -> bool:
+        pixels = _pixels(run, shape, frames, axes)
+        return coarse is not None and pixels is not None and pixels >= 2 * coarse
+
+    # a module that ends coarser is one step, unless the layer lies in it, too
+    steps = [
+        run
+        for run in runs
+        if run.end < end and not is_finer(run) and _pixels(run, shape, frames, axes) is not None
+    ]
+    for run in reversed(runs):
+        inside = any(step.begin < run.begin and run.end < step.end for step in steps)
+        usable = times[run.module] == 1 and not _is_plumbing(run.module)
+        if run.end < end and is_finer(run) and usable and not inside:
+            return _read_as(run, shape, frames, axes)
+    return None
+
+
+def _pixels(
+    run: _Run, inputs: Sequence[int], frames: int | None, axes: Mapping[int, _Axis]
+) -> int | None:
+    """The number of pixels of the maps that a call returned; None if it returned no maps."""
+    found = _read_as(run, inputs, frames, axes)
+    if found is None or run.shape is None:
+        return None
+    if found.reshape_transform is not None:
+        tokens = torch.empty(run.shape, device="meta")
+        return math.prod(found.reshape_transform(tokens).shape[2:])
+    return math.prod(run.shape) // (run.shape[0] * run.shape[found.channel_dim])
+
+
 @dataclass(frozen=True)
 class _Run:
     """One call of a module: when it began and ended, and the shapes of its input and output."""
@@ -220,7 +296,7 @@ class _Run:
         return "attention" in kind or "attn" in kind
 
 
-def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
+def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
     """Runs the model once; returns the calls of its modules, in the order in which they end."""
     runs: list[_Run] = []
     begun: list[tuple[int, tuple[int, ...] | None, frozenset[nn.Module]]] = []
@@ -231,24 +307,31 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
         tensor, version, modules = latest
         return modules if value is tensor and versions(value) == version else frozenset()
 
+    owner = threading.get_ident()
+
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != owner:
+            return
         first = args[0] if args else None
         begun.append((next(clock), _shape(first), producers(first)))
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         nonlocal latest
+        if threading.get_ident() != owner:
+            return
         latest = output, versions(output), producers(output) | {module}
         begin, input_shape, input_from = begun.pop()
         end = next(clock)
-        name = names[module]
+        name = names.get(module, type(module).__name__)
         runs.append(_Run(module, name, begin, end, _shape(output), input_shape, input_from))
 
-    names = {module: name for name, module in model.named_modules()}
-    hooks = [module.register_forward_pre_hook(before) for module in names]
-    hooks += [module.register_forward_hook(after) for module in names]
+    known = model.named_modules() if isinstance(model, nn.Module) else ()
+    names = {module: name for name, module in known}
+    # what a function runs is not known beforehand, so all modules are watched
+    hooks = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
     try:
         with _evaluated(model):
-            output = model(inputs)
+            output = model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -256,11 +339,14 @@ def _watch(model: nn.Module, inputs: Tensor) -> tuple[list[_Run], Any]:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; then the modes are restored."""
-    training = [module for module in model.modules() if module.training]
+def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
+    """Evaluation mode without gradients; then the modes are restored, of which a function has none.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
     try:
-        model.eval()
+        for module in training:
+            module.training = False
         with torch.no_grad():
             yield
     finally:

@@ -1,8 +1,9 @@
 """All methods by name, and the controls that they are compared with.
 
 :func:`make` returns an explainer with ``attribute(inputs, target, *, additional_forward_args,
-attribute_to_layer_input)``. Its heat map `(N, 1, *spatial)` has the resolution of the layer and no
-negative values. That holds for the controls too, so that callers can treat all alike.
+attribute_to_layer_input)``. Its heat map `(N, 1, *spatial)` has the resolution of the layer
+(`calibrated-cam`'s that of the image) and no negative values. That holds for the controls too, so
+that callers can treat all alike.
 
 Example::
 
@@ -43,6 +44,7 @@ from captum_clustered.explainers.controls import (
 from captum_clustered.explainers.egrad_cam import LayerEGradCam
 from captum_clustered.explainers.grad_cam import GradCam, LayerHiResCam
 from captum_clustered.explainers.group_cam import LayerGroupCam
+from captum_clustered.explainers.layered import LayerCalibratedCam
 from captum_clustered.explainers.opti_cam import ClusteredLayerOptimization
 from captum_clustered.explainers.score_cam import ClusteredLayerScore, LayerScoreCam
 from captum_clustered.fills import Fill
@@ -185,6 +187,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "Groups of similar maps are switched off together (Eskandari et al. 2022)",
                 ClusteredLayerAblation,
                 published={"n_clusters": 64, "weighting": "drop"},
+            ),
+            Method(
+                "calibrated-cam",
+                "Grad-CAM refined by a finer layer, on the scale that shows most of the class",
+                LayerCalibratedCam,
+                needs_gradient=True,
             ),
             Method(
                 "ablation-cam",

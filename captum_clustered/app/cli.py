@@ -114,6 +114,13 @@ _Score = Annotated[
     ),
 ]
 _Seed = Annotated[int, typer.Option(metavar="INT", help="Seed of all that draws at random.")]
+_Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Judge every map, of methods and controls, on a scale of its own as well.",
+    ),
+]
 _Html = Annotated[
     bool, typer.Option("--html", help="Write a page for each image too (extra html).")
 ]
@@ -277,6 +284,7 @@ def evaluate(
     weighting: _Weighting = [],  # noqa: B006
     metric: _Metric = ["adc", "pic"],  # noqa: B006
     controls: _Controls = True,
+    calibrate: _Calibrate = False,
     fill: _Fill = "black",
     mask_fill: _MaskFill = "own",
     score: _Score = "softmax",
@@ -314,6 +322,7 @@ def evaluate(
             weightings=listed(weighting),
             metrics=listed(metric),
             controls=controls,
+            calibrate=calibrate,
             fill=fill,
             mask_fill=mask_fill,
             score=score,

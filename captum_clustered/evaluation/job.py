@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_clustered._files import require
 from captum_clustered.clustering import as_clusterer
+from captum_clustered.evaluation.calibrating import with_calibration
 from captum_clustered.evaluation.images import Item, find_images, labels_of, load_image
 from captum_clustered.evaluation.judging import (
     Batch,
@@ -115,6 +116,7 @@ def prepare_job(
     prepared = prepare_choices(settings, paths, world.device(find_device(settings.device)))
     settings = replace(settings, score=_score(prepared))
     chosen = check_metrics(settings.metrics, table, settings.score, has_objects)
+    chosen = with_calibration(chosen) if settings.calibrate else chosen
     fill = prepared.fill(settings.fill)
     mask_fill = None if settings.mask_fill == OWN else prepared.fill(settings.mask_fill)
     tasks, classes, judged = _tasks(items, settings, prepared, chosen)
@@ -409,6 +411,13 @@ def _notes(config: dict[str, Any], items: Sequence[Item], prepared: Prepared) ->
         f"{threads} {'thread' if threads == 1 else 'threads'}, batches of "
         f"{compared['batch_size']}. First calls are left out.",
     ]
+    if config["settings"]["calibrate"]:
+        notes.insert(
+            2,
+            "Calibrated: each map on the one of a few rising curves behind which the model is "
+            "surest of the class, less a price for the area; the order of the pixels stays, and "
+            "with it all that reads only the order.",
+        )
     if prepared.has_random_weights:
         notes.insert(0, "The weights are random, so the numbers mean nothing.")
     return notes

@@ -167,6 +167,7 @@ class Metric:
         needs_object (bool): Whether the data must say where the object is.
         needs_probability (bool): Whether the score must be a probability.
         needs_complement (bool): Whether the model must also be shown what the maps hide.
+        only_order (bool): Whether only the order of a map's values counts.
         unit (str): ``"%"``, or ``""`` if it is not known.
     """
 
@@ -178,6 +179,7 @@ class Metric:
     needs_object: bool = False
     needs_probability: bool = False
     needs_complement: bool = False
+    only_order: bool = False
     unit: str = "%"
 
     @property

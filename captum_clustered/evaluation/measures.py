@@ -83,10 +83,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "adcc": Metric("ADCC", True, _adcc),
         "coherency": Metric("Coherency", True, _coherency),
-        "insertion": Metric("Insertion", True, _insertion, is_curve=True),
-        "deletion": Metric("Deletion", False, _deletion, is_curve=True),
+        "insertion": Metric("Insertion", True, _insertion, is_curve=True, only_order=True),
+        "deletion": Metric("Deletion", False, _deletion, is_curve=True, only_order=True),
         "pointing": Metric(
-            "Pointing game", True, _inside(pointing_game), is_rate=True, needs_object=True
+            "Pointing game",
+            True,
+            _inside(pointing_game),
+            is_rate=True,
+            needs_object=True,
+            only_order=True,
         ),
         "energy": Metric("Energy inside", True, _inside(energy_inside), needs_object=True),
         "iou": Metric("IoU", True, _inside(iou), needs_object=True),

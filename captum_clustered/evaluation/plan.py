@@ -82,6 +82,8 @@ class Settings(Choices):
         metrics (tuple[str, ...]): Keys of :data:`captum_clustered.evaluation.measures.METRICS`, or
             ``"module:callable"``.
         controls (bool): Whether the controls of the registry are added.
+        calibrate (bool): Whether every map is also judged on a scale of its own, see
+            :mod:`captum_clustered.evaluation.calibrating`.
         fill (str): What the metrics put where a map hides the image, one of :data:`FILLS`.
         limit (int or None): Number of images, spread evenly over the data.
         batch_size (int): Images that are explained together.
@@ -91,6 +93,7 @@ class Settings(Choices):
     data: Path
     metrics: tuple[str, ...] = ("adc", "pic")
     controls: bool = True
+    calibrate: bool = False
     fill: str = "black"
     limit: int | None = None
     batch_size: int = 1

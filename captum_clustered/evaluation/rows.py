@@ -17,6 +17,7 @@ Key = tuple[str, str, int | None, str | None]
 """What tells a row from all others: image, method, number of groups, weighting."""
 
 _TITLES = {
+    "calibrated-cam": "Calibrated CAM",
     "clustered-cam": "Clustered-CAM",
     "clustered-group-cam": "Clustered Group-CAM",
     "clustered-opti-cam": "Clustered Opti-CAM",
