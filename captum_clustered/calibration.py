@@ -211,7 +211,7 @@ def calibrate(
     *,
     additional_forward_args: Any = None,
     curves: Sequence[Rising] = SIGMOIDS,
-    area_weight: float = 1.0,
+    area_weight: float = 0.5,
     score: Score = "log_odds",
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0.0,
@@ -237,7 +237,7 @@ def calibrate(
             from values in [0, 1] to values that rise with them, such as :class:`Sigmoid` and
             :class:`Power`. Each is scaled so that 0 and 1 stay. Default: :data:`SIGMOIDS`
         area_weight (float, optional): The price of a map that is 1 everywhere, in units of the
-            score. With 0.0 nothing keeps a map from growing. Default: 1.0
+            score. With 0.0 nothing keeps a map from growing. Default: 0.5
         score (str or callable, optional): What becomes of the logits; see
             :func:`captum_clustered.targets.target_scores`. Default: ``"log_odds"``
         interpolation (str or None, optional): How a map of another size is resized:

@@ -228,7 +228,7 @@ class LayerCalibratedCam(LayerExplainer):
         curves (sequence of callables, optional): As for
             :func:`captum_clustered.calibration.calibrate`.
             Default: :data:`captum_clustered.calibration.SIGMOIDS`
-        area_weight (float, optional): As there. Default: 1.0
+        area_weight (float, optional): As there. Default: 0.5
         score (str or callable, optional): As there. Default: ``"log_odds"``
         fill (float, Tensor or str, optional): As there. Default: 0.0
         channel_dim (int, optional): Axis of the maps in the layer's own output. Default: 1
@@ -258,7 +258,7 @@ class LayerCalibratedCam(LayerExplainer):
         floor: float = FLOOR,
         smooth: float = SMOOTH,
         curves: Sequence[Rising] = SIGMOIDS,
-        area_weight: float = 1.0,
+        area_weight: float = 0.5,
         score: Score = "log_odds",
         fill: Fill = 0.0,
         channel_dim: int = 1,
