@@ -288,7 +288,9 @@ def calibrate(
         pairs = zip(
             bent.flatten(0, 1).split(at_once), rows.repeat(len(tried)).split(at_once), strict=True
         )
-        scores = torch.cat([scored(*pair) for pair in pairs]).view(len(tried), -1).T  # (r, T)
+        scores = (
+            torch.cat([scored(*pair) for pair in pairs]).view(len(tried), len(rows)).T
+        )  # (r, T)
         areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
         objectives = scores - area_weight * areas
         # the first of equals, which is the map as it is
@@ -346,4 +348,4 @@ def _bend(curves: Sequence[Rising], maps: Maps, rows: Tensor) -> Tensor:
         low, high = curve(flat.new_tensor([0.0, 1.0]))
         scaled = ((curve(flat) - low) / (high - low)).clamp(0, 1).abs()  # without -0.0
         bent.append(torch.where(flawed.unsqueeze(1), flat, order.keep(scaled)))
-    return torch.stack(bent).view(-1, *values.shape)
+    return torch.stack(bent).view(len(curves), *values.shape)

@@ -208,8 +208,8 @@ def find_finer_layer(
 ) -> TargetLayer | None:
     """Finds the last layer before another whose maps have at least twice as many pixels.
 
-    It is ``layer3`` for ``layer4`` of a ResNet. Of a stage that ends in coarser maps no inner
-    module is taken, and neither is one that runs more than once.
+    It is ``layer3`` for ``layer4`` of a ResNet. Where a stage or block ends in coarser maps, no
+    module inside it is taken, and neither is one that runs more than once.
 
     The model runs once, without gradients and in evaluation mode; then its modes are restored.
 
@@ -247,18 +247,17 @@ def find_finer_layer(
         pixels = _pixels(run, shape, frames, axes)
         return coarse is not None and pixels is not None and pixels >= 2 * coarse
 
-    # a module that ends coarser is one step, unless the layer lies in it, too
-    steps = [
-        run
-        for run in runs
-        if run.end < end and not is_finer(run) and _pixels(run, shape, frames, axes) is not None
-    ]
-    for run in reversed(runs):
-        inside = any(step.begin < run.begin and run.end < step.end for step in steps)
-        usable = times[run.module] == 1 and not _is_plumbing(run.module)
-        if run.end < end and is_finer(run) and usable and not inside:
-            return _read_as(run, shape, frames, axes)
-    return None
+    # a block that takes finer maps and returns coarser ones is one step, which is not entered; only
+    # a backbone as a whole, with all finer maps inside it, is
+    before = [run for run in runs if run.end < end]
+    steps = [run for run in before if _pixels(run, shape, frames, axes) and not is_finer(run)]
+
+    def depth(run: _Run) -> int:
+        return sum(step.begin < run.begin and run.end < step.end for step in steps)
+
+    usable = [run for run in before if times[run.module] == 1 and not _is_plumbing(run.module)]
+    best = min(filter(is_finer, usable), key=lambda run: (depth(run), -run.end), default=None)
+    return None if best is None else _read_as(best, shape, frames, axes)
 
 
 def _pixels(

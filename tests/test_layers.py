@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torchvision import models as vision
 
-from captum_clustered import ClusteredLayerAblation, LayerEGradCam
-from captum_clustered.layers import find_layer, find_target_layer
+from captum_clustered import ClusteredLayerAblation, LayerEGradCam, LayerHiResCam
+from captum_clustered.layers import find_finer_layer, find_layer, find_target_layer
 
 LAST_LAYER = {
     "alexnet": "features",
@@ -438,3 +438,50 @@ def test_without_inputs_the_error_says_what_to_give(first, example):
     words = re.escape(f"such as torch.zeros{example}.")
     with pytest.raises(ValueError, match=r"`inputs` must be given.*" + words):
         find_layer(nn.Sequential(first, nn.Flatten()))
+
+
+# A finer layer
+
+FINER_LAYER = {
+    "convnext_tiny": "features.5",
+    "densenet121": "features.denseblock3",
+    "efficientnet_b0": "features.5",
+    "googlenet": "inception4e",
+    "inception_v3": "Mixed_6e",
+    "mobilenet_v2": "features.13",
+    "resnet18": "layer3",
+    "shufflenet_v2_x0_5": "stage3",
+    "swin_t": "features.5",
+    "vgg11": "features.19",
+    "vit_b_32": None,
+}
+
+
+@pytest.mark.parametrize(("name", "want"), FINER_LAYER.items())
+def test_the_last_layer_with_finer_maps(name, want):
+    model = getattr(vision, name)(
+        **({"init_weights": False} if name in {"googlenet", "inception_v3"} else {})
+    )
+    x = torch.zeros(1, 3, 224, 224)
+    last = find_target_layer(model.eval(), x)
+    found = find_finer_layer(model, last.layer, x, at_input=last.at_input)
+    assert (found and found.name) == want
+    if found is not None:
+        heat = LayerHiResCam(model, found.layer, **found.settings).attribute(x, 1)
+        assert heat[0].numel() >= 2 * 49
+
+
+def test_a_finer_layer_behind_a_function_and_in_training_mode():
+    model = vision.resnet18()
+    x = torch.zeros(2, 3, 64, 64)
+    assert find_finer_layer(lambda x, y: y * model(x), model.layer4, x, 2).name == "Sequential"
+    assert find_finer_layer(model, model.layer4, x).name == "layer3"
+    assert model.training
+    assert model.layer3.training
+
+
+def test_a_layer_that_does_not_run_once_has_no_finer_layer():
+    model = vision.resnet18().eval()
+    relu = model.layer4[0].relu
+    assert find_finer_layer(model, relu, torch.zeros(1, 3, 64, 64)) is None
+    assert find_finer_layer(model, nn.ReLU(), torch.zeros(1, 3, 64, 64)) is None

@@ -752,3 +752,17 @@ def test_a_full_disk_ends_the_run_with_the_rows_safe(folder, reference):
     assert text.endswith(b"\n")
     assert evaluate(*LONG).exit_code == 0
     assert numbers("out") == numbers(reference)
+
+
+def test_every_method_and_control_is_calibrated(folder):
+    done = evaluate("--method", "calibrated-cam", *FAST[2:], "--calibrate", "--limit", 3)
+    assert done.exit_code == 0, done.output
+    assert {row["method"] for row in table("out")} > {"calibrated-cam", "fake-cam", "random-map"}
+    assert all(
+        row[f"{name}_calibrated"] != "" for row in table("out") for name in ("adc", "pic", "ag")
+    )
+    summary = Path("out/summary.md").read_text()
+    assert "| ADC ↓ | ADC, calibrated ↓ |" in summary
+    assert "- Calibrated: each map on the one of a few rising curves" in summary
+    again = evaluate("--method", "calibrated-cam", *FAST[2:], "--limit", 3)
+    assert "metrics (" in one_error(again)
