@@ -26,7 +26,7 @@ from captum_clustered._checks import check_int, check_number
 from captum_clustered.engine.model import fitting
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
-from captum_clustered.metrics.scoring import ImageModel, as_labels, resolve_target
+from captum_clustered.metrics.scoring import ImageModel, Mixed, as_labels, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["POWERS", "SIGMOIDS", "Calibration", "Power", "Sigmoid", "calibrate"]
@@ -273,30 +273,28 @@ def calibrate(
     image = model.image  # (N, C, *spatial)
     n, size = len(image), image.shape[2:]
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
-    classes = resolve_target(model(image), target)
-    background = fill_image(fill, image).expand_as(image)
+    output = model(image)
+    look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
     # an image grows to many times its size inside the model
     at_once = max_examples_per_batch or fitting(8 * image[:1].nbytes, image.device)
 
-    def scored(masks: Tensor, rows: Tensor) -> Tensor:  # (k, 1, *spatial), (k,) -> (k,)
-        output = model(masked(image[rows], masks, background[rows]), rows)
-        return target_scores(output, None if classes is None else classes[rows], score)
-
     found: list[tuple[Tensor, ...]] = []
-    for rows in torch.arange(n, device=image.device).split(max(1, at_once // len(tried))):
+    start, width = 0, max(1, at_once // len(tried))
+    while start < n or not found:
+        rows = torch.arange(start, min(start + width, n), device=image.device)  # (r,)
         bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
-        pairs = zip(
-            bent.flatten(0, 1).split(at_once), rows.repeat(len(tried)).split(at_once), strict=True
-        )
-        scores = (
-            torch.cat([scored(*pair) for pair in pairs]).view(len(tried), len(rows)).T
-        )  # (r, T)
+        seen = look(bent.flatten(0, 1), rows.repeat(len(tried)), at_once)
+        if seen is None:
+            width = at_once = n
+            continue
+        scores = seen.view(len(tried), len(rows)).T  # (r, T)
         areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
         objectives = scores - area_weight * areas
         # the first of equals, which is the map as it is
         chosen = torch.where(objectives.isnan(), -torch.inf, objectives).argmax(1)  # (r,)
         best = bent[chosen, torch.arange(len(rows), device=image.device)]  # (r, 1, *spatial)
         found.append((best, chosen, objectives, scores, areas))
+        start += width
     best, chosen, objectives, scores, areas = map(torch.cat, zip(*found, strict=True))
     unknown = (maps.status == Status.NOT_FINITE).view(-1, *[1] * (best.ndim - 1))
     return Calibration(
@@ -307,7 +305,7 @@ def calibrate(
         scores=scores,
         areas=areas,
         status=maps.status,
-        target=as_labels(classes),
+        target=as_labels(look.classes),
         passes=len(tried) + 1,
     )
 
@@ -334,6 +332,52 @@ def _checked(curves: Sequence[Rising]) -> tuple[Rising, ...]:
                 "not. A curve that falls would change the order of the pixels."
             )
     return tuple(curves)
+
+
+class _Look:
+    """What the model says of its images behind masks; it learns whether examples may be mixed."""
+
+    def __init__(
+        self,
+        model: ImageModel,
+        output: Tensor,
+        classes: Tensor | None,
+        background: Tensor,
+        score: Score,
+    ) -> None:
+        self.model = model
+        self.output = output
+        self.classes = classes
+        self.background = background.expand_as(model.image)
+        self.score = score
+        self.mixed: Mixed | None = None
+
+    def __call__(self, masks: Tensor, rows: Tensor, at_once: int) -> Tensor | None:
+        """The scores `(M,)` behind masks `(M, 1, *spatial)` of the examples `rows`, `(M,)`.
+
+        None where it turns out that a pass must have one image of each example.
+        """
+        scores = [masks.new_zeros(0, dtype=torch.float64)]
+        if self.mixed is None and len(rows):
+            first = max(1, at_once - 3)  # three images go along
+            images = self._images(masks[:first], rows[:first])
+            self.mixed, output = self.model.mixed(images, rows[:first], self.output)
+            if output is None:
+                return None
+            scores.append(self._scores(output, rows[:first]))
+            masks, rows = masks[first:], rows[first:]
+        if self.mixed is not None and len(rows):
+            for some, at in zip(masks.split(at_once), rows.split(at_once), strict=True):
+                scores.append(self._scores(self.mixed(self._images(some, at), at), at))
+        return torch.cat([part.to(scores[-1]) for part in scores])
+
+    def _images(self, masks: Tensor, rows: Tensor) -> Tensor:
+        return masked(self.model.image[rows], masks, self.background[rows])
+
+    def _scores(self, output: Tensor, rows: Tensor) -> Tensor:
+        return target_scores(
+            output, None if self.classes is None else self.classes[rows], self.score
+        )
 
 
 def _bend(curves: Sequence[Rising], maps: Maps, rows: Tensor) -> Tensor:

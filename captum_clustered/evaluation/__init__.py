@@ -6,7 +6,8 @@ holds the settings, :mod:`variants <captum_clustered.evaluation.variants>` the l
 :mod:`job <captum_clustered.evaluation.job>` loads everything,
 :mod:`running <captum_clustered.evaluation.running>` has the loop, in which
 :mod:`judging <captum_clustered.evaluation.judging>` judges the maps by the metrics of
-:mod:`measures <captum_clustered.evaluation.measures>`;
+:mod:`measures <captum_clustered.evaluation.measures>`, on a calibrated scale too if
+:mod:`calibrating <captum_clustered.evaluation.calibrating>` is asked for;
 :mod:`records <captum_clustered.evaluation.records>` keeps the rows. From them
 :mod:`report <captum_clustered.evaluation.report>`,
 :mod:`figures <captum_clustered.evaluation.figures>` and
@@ -17,6 +18,7 @@ holds the settings, :mod:`variants <captum_clustered.evaluation.variants>` the l
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from captum_clustered.evaluation.calibrating import with_calibration
 from captum_clustered.evaluation.command import Outcome, run, summarize
 from captum_clustered.evaluation.job import prepare_job
 from captum_clustered.evaluation.judging import Metric
@@ -69,4 +71,4 @@ def evaluate(
         >>> evaluate(settings, methods=methods)  # doctest: +SKIP
     """
     with joined() as world:
-        return run(prepare_job(settings, world, methods, metrics), world, say)
+        return run(prepare_job(settings, world, methods, metrics, with_calibration), world, say)

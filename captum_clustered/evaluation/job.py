@@ -17,7 +17,6 @@ from torch import Tensor
 
 from captum_clustered._files import require
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.evaluation.calibrating import with_calibration
 from captum_clustered.evaluation.images import Item, find_images, labels_of, load_image
 from captum_clustered.evaluation.judging import (
     Batch,
@@ -83,7 +82,11 @@ class Job:
 
 
 def prepare_job(
-    settings: Settings, world: World, methods: Mapping[str, Any], metrics: Mapping[str, Any]
+    settings: Settings,
+    world: World,
+    methods: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    calibrated: Callable[[Mapping[str, Metric]], dict[str, Metric]],
 ) -> Job:
     """Checks the settings and loads what they name.
 
@@ -94,6 +97,8 @@ def prepare_job(
             :func:`captum_clustered.evaluation.variants.as_methods`.
         metrics (mapping): From a name to a metric or a callable; see
             :func:`captum_clustered.evaluation.judging.as_metrics`.
+        calibrated (callable): Adds the metrics of calibrated maps, where the settings ask for them;
+            see :func:`captum_clustered.evaluation.calibrating.with_calibration`.
 
     Returns:
         *Job*: Ready to run. Nothing has been written.
@@ -116,7 +121,7 @@ def prepare_job(
     prepared = prepare_choices(settings, paths, world.device(find_device(settings.device)))
     settings = replace(settings, score=_score(prepared))
     chosen = check_metrics(settings.metrics, table, settings.score, has_objects)
-    chosen = with_calibration(chosen) if settings.calibrate else chosen
+    chosen = calibrated(chosen) if settings.calibrate else chosen
     fill = prepared.fill(settings.fill)
     mask_fill = None if settings.mask_fill == OWN else prepared.fill(settings.mask_fill)
     tasks, classes, judged = _tasks(items, settings, prepared, chosen)
