@@ -8,16 +8,16 @@ from typing import Any
 
 from benchmarks.figures import FIGURES
 from benchmarks.files import write_text
-from benchmarks.pages import table
+from benchmarks.pages import renew, table
 from benchmarks.results import read
-from benchmarks.sections import SECTIONS, grouped, runtime_line
+from benchmarks.sections import SECTIONS, fair_tables, grouped, runtime_line
 from captum_clustered._files import whole
 
-__all__ = ["SHORT", "page", "short", "write"]
+__all__ = ["SHORT", "fair", "page", "short", "write"]
 
 
 def write(results: Path, docs: Path) -> list[Path]:
-    """Makes the page and the figures.
+    """Makes the page and the figures, and renews the tables of ``which-method.md``.
 
     Args:
         results (Path): Folder with the JSON files of the commands.
@@ -49,7 +49,20 @@ def write(results: Path, docs: Path) -> list[Path]:
             written.append(path)
     path = docs / "benchmarks.md"
     write_text(path, page(found, drawn))
+    guide = docs / "which-method.md"
+    if guide.is_file():
+        renew(guide, fair(found))
+        written.append(guide)
     return [path, *written]
+
+
+def fair(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The tables of the fair comparison for another page, each by ``"fair CASE"``."""
+    known = found.get("fair", {"rows": []})["rows"]
+    return {
+        f"fair {case}": "\n\n".join([f"{rows[0]['images']} images.", *fair_tables(rows)])
+        for case, rows in grouped(known)
+    }
 
 
 SHORT = ("resnet50/layer4/1", "resnet50/layer4/8")

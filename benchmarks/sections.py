@@ -13,7 +13,16 @@ from benchmarks.results import Row
 from benchmarks.scaling import described
 from benchmarks.signed import WORDS
 
-__all__ = ["AXES", "SECTIONS", "case_title", "grouped", "marks", "runtime_line", "title_of"]
+__all__ = [
+    "AXES",
+    "SECTIONS",
+    "case_title",
+    "fair_tables",
+    "grouped",
+    "marks",
+    "runtime_line",
+    "title_of",
+]
 
 
 def grouped(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -346,16 +355,21 @@ def _fair(found: Mapping[str, Any]) -> list[str]:
         words = ", ".join(f"{k} {v}" for k, v in found["conventions"][case].items())
         parts.append(f"### {case}, layer `{rows[0]['layer']}`")
         parts.append(f"{rows[0]['images']} images; {words}.")
-        names = [name for name in _FAIR if name in rows[0]["metrics"]]
-        head = [_FAIR[name] for name in names]
-        parts.append(table(["", *head, "time", "failed"], [_fair_line(r, names) for r in rows]))
-        lines = [
-            [_fair_title(row), *(_signed_difference(_fair_less(row, name)) for name in names)]
-            for row in rows
-            if row["method"] != "grad-cam"
-        ]
-        parts.append(table(["less Grad-CAM", *head], lines))
+        parts += fair_tables(rows)
     return parts
+
+
+def fair_tables(rows: Sequence[Row]) -> list[str]:
+    """The means of a case, before and after calibration, and the differences to Grad-CAM."""
+    names = [name for name in _FAIR if name in rows[0]["metrics"]]
+    head = [_FAIR[name] for name in names]
+    means = table(["", *head, "time", "failed"], [_fair_line(row, names) for row in rows])
+    lines = [
+        [_fair_title(row), *(_signed_difference(_fair_less(row, name)) for name in names)]
+        for row in rows
+        if row["method"] != "grad-cam"
+    ]
+    return [means, table(["less Grad-CAM", *head], lines)]
 
 
 def _fair_title(row: Row) -> str:

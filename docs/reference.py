@@ -21,6 +21,7 @@ CHAPTERS = {
         "heatmap",
         "layers",
         "fills",
+        "calibration",
         "targets",
         "explainers.results",
     ],

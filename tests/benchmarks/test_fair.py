@@ -127,6 +127,17 @@ def test_the_page_shows_both(made):
     assert f"| {before} → {after} |" in page
 
 
+def test_the_guide_gets_the_tables(made, tmp_path):
+    guide = tmp_path / "which-method.md"
+    guide.write_text("Before.\n<!-- table fair tiny -->old<!-- end -->\nAfter.\n")
+    assert guide in report.write(made[0] / "out", tmp_path)
+    text = guide.read_text()
+    assert text.startswith("Before.\n<!-- table fair tiny -->\n\n3 images.\n\n|")
+    assert "old" not in text
+    assert "| less Grad-CAM |" in text
+    assert report.fair({}) == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
