@@ -39,11 +39,12 @@ _Method = Annotated[
     list[str],
     typer.Option(
         metavar="NAME",
-        help="clustered-cam, ablation-cam, ablation-cam-norm, grad-cam, hires-cam, egrad-cam, "
-        "group-cam, clustered-group-cam, score-cam, clustered-score-cam, random-score-cam, "
-        "clustered-opti-cam, adaptive-ablation-cam; a control: fake-cam, random-map, "
-        "centre-gaussian, sum-of-maps, random-groups, contiguous-groups; or module:callable that "
-        "makes an explainer of (model, layer). Repeat it, or separate several by commas.",
+        help="clustered-cam, calibrated-cam, ablation-cam, ablation-cam-norm, grad-cam, "
+        "hires-cam, egrad-cam, group-cam, clustered-group-cam, score-cam, "
+        "clustered-score-cam, random-score-cam, clustered-opti-cam, adaptive-ablation-cam; "
+        "a control: fake-cam, random-map, centre-gaussian, sum-of-maps, random-groups, "
+        "contiguous-groups; or module:callable that makes an explainer of (model, layer). "
+        "Repeat it, or separate several by commas.",
     ),
 ]
 _Layer = Annotated[str, typer.Option(metavar="NAME", help="Dotted name of the layer, or auto.")]

@@ -69,6 +69,17 @@ class CalibratedAttribution(LayeredAttribution):
     calibration: Calibration
     finer_layer: str | None
 
+    def _record(self, example: int) -> dict[str, Any]:
+        found = self.calibration
+        chosen = int(found.chosen[example])
+        return {
+            "finer_layer": self.finer_layer,
+            "curve": repr(found.curves[chosen]),
+            "objective": float(found.objectives[example, chosen]),
+            "objective_before": float(found.objectives[example, 0]),
+            "passes": found.passes,
+        }
+
 
 class LayeredCam(CaptumAttribution):
     r"""Refines the map of a layer by those of finer layers.

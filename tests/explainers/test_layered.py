@@ -1,5 +1,6 @@
 """Several layers in one map, by hand and against the methods it is made of; the recipe."""
 
+import json
 from functools import partial
 
 import pytest
@@ -143,6 +144,16 @@ def test_calibration_never_lowers_its_objective(model):
         for one in (cam, straight)
     ]
     assert (scores[0] >= scores[1] - 1e-6).all()
+
+
+def test_the_record_says_what_was_chosen(model, tmp_path):
+    found = LayerCalibratedCam(model, model[4]).explain(X, 1)
+    record = json.loads(found.save(tmp_path, example=2)["record"].read_text())
+    assert record["finer_layer"] == "1"
+    assert record["curve"] == found.calibration.names[2]
+    assert record["passes"] == 8
+    assert record["objective"] == pytest.approx(found.calibration.objectives[2].max().item())
+    assert record["objective_before"] == pytest.approx(found.calibration.objectives[2, 0].item())
 
 
 def test_without_a_gradient(model):
