@@ -273,7 +273,7 @@ def calibrate(
     image = model.image  # (N, C, *spatial)
     n, size = len(image), image.shape[2:]
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
-    output = model(image)
+    output = model(image.clone())  # the model may write into its input
     look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
     # an image grows to many times its size inside the model
     at_once = max_examples_per_batch or fitting(8 * image[:1].nbytes, image.device)

@@ -297,6 +297,19 @@ def test_no_gradient_and_no_trace_in_the_model(network, batch):
     assert images.grad is None
 
 
+def test_a_model_may_write_into_its_input(batch):
+    images, maps = batch
+    before = images.clone()
+
+    def doubling(x):
+        return halves(x.mul_(2))
+
+    found = calibrate(doubling, images, maps, 1)
+    assert torch.equal(images, before)
+    want = calibrate(lambda x: halves(2 * x), images, maps, 1)
+    torch.testing.assert_close(found.scores, want.scores)
+
+
 def test_no_images():
     found = calibrate(halves, torch.rand(0, 1, 4, 4), torch.rand(0, 1, 2, 2), 0)
     assert found.heatmaps.shape == (0, 1, 4, 4)
