@@ -85,8 +85,8 @@ _SINGLE = ("ablation-cam", "ablation-cam-published")
 _TOKENS = ("clustered-cam-ablate", "clustered-cam-mean", "places", "places-drop")
 
 WORDS = (
-    "- `clustered-cam` groups the parts of the maps, `ablation-cam` takes each part alone. The drop "
-    "of a group is divided by the norm of its parts; `-map` shares it equally, `-mass` by "
+    "- `clustered-cam` groups the parts of the maps, `ablation-cam` takes each part alone. The "
+    "drop of a group is divided by the norm of its parts; `-map` shares it equally, `-mass` by "
     "activation. "
     "`-whole` keeps maps whole and paints their magnitude, with drops that are shared equally.",
     "- `-published` is the published formula on whole maps: the drop times the map with its sign, "

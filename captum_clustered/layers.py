@@ -339,8 +339,7 @@ def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
 
 @contextmanager
 def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
-    """Evaluation mode without gradients; then the modes are restored, of which a function has none.
-    """
+    """Evaluation mode, which a function has not, without gradients; then the modes are restored."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [module for module in modules if module.training]
     try:
