@@ -39,7 +39,7 @@ from torch.nn.modules.module import (
 
 from captum_clustered._copies import tolerance
 from captum_clustered.engine.calls import Call, LayerIO, versions
-from captum_clustered.engine.model import Model, ModuleStates
+from captum_clustered.engine.model import Model
 from captum_clustered.engine.sites import Follower, Site, mixes
 from captum_clustered.targets import example_scores
 
@@ -113,16 +113,13 @@ class FirstPass:
         return tolerance(self.scale, dtypes)
 
 
-def capture(
-    model: Model, io: LayerIO, target: Tensor | None, seen: ModuleStates, *, whole: bool = False
-) -> FirstPass:
+def capture(model: Model, io: LayerIO, target: Tensor | None, *, whole: bool = False) -> FirstPass:
     """Runs the model once and records what the replay needs.
 
     Args:
         model (Model): The model with its inputs.
         io (LayerIO): The layer, and which side of it.
         target (Tensor or None): From :func:`captum_clustered.targets.format_target`.
-        seen (ModuleStates): Remembers the modules that run.
         whole (bool, optional): Whether to keep all outputs of the prefix. Default: False
 
     Returns:
@@ -132,13 +129,17 @@ def capture(
         ValueError: If the layer does not run, or runs more than once, or folds the batch away, or
             if the number of scores is neither that of the examples nor one.
     """
+    return model.settled(lambda: _captured(model, io, target, whole))
+
+
+def _captured(model: Model, io: LayerIO, target: Tensor | None, whole: bool) -> FirstPass:
     if not torch.is_grad_enabled():
         laid = _channels_last(model.args)
         if any(map(operator.is_not, laid, model.args)):
             # a model that takes its input apart by `view` needs the usual layout
             with suppress(RuntimeError):
-                return _run(model, io, target, seen, whole, laid, lay_out=True)
-    return _run(model, io, target, seen, whole, model.fresh())
+                return _run(model, io, target, whole, laid, lay_out=True)
+    return _run(model, io, target, whole, model.fresh())
 
 
 def _channels_last(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -167,14 +168,13 @@ def _run(
     model: Model,
     io: LayerIO,
     target: Tensor | None,
-    seen: ModuleStates,
     whole: bool,
     args: tuple[Any, ...],
     *,
     lay_out: bool = False,
 ) -> FirstPass:
     """The first pass; with `lay_out`, channels-last tensors get the usual layout at the layer."""
-    recorder = _Recorder(io, seen, whole)
+    recorder = _Recorder(io, whole)
     activations: list[list[Tensor]] = []
     rectified: list[bool] = []
 
@@ -208,8 +208,8 @@ def _run(
         prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
         whole=whole,
         output_shape=output.shape if isinstance(output, Tensor) else None,
-        stochastic=any(_is_stochastic(module) for module in seen.attributes),
-        mixes=any(map(mixes, seen.attributes)),
+        stochastic=any(map(_is_stochastic, recorder.numbers)),
+        mixes=any(map(mixes, recorder.numbers)),
         rectified=all(rectified),
         sites=recorder.follower.found(recorder.numbers),
         maps=[],
@@ -265,9 +265,8 @@ class _Recorder:
     After the layer it tells the :class:`captum_clustered.engine.sites.Follower` of the calls.
     """
 
-    def __init__(self, io: LayerIO, seen: ModuleStates, whole: bool) -> None:
+    def __init__(self, io: LayerIO, whole: bool) -> None:
         self.io = io
-        self.seen = seen
         self.whole = whole
         self.prefix: list[Call] = []
         self.begun = False
@@ -301,7 +300,6 @@ class _Recorder:
                 handle.remove()
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        self.seen.remember(module)
         number = self.numbers[module]
         self.numbers[module] += 1
         if not self.begun:

@@ -28,7 +28,7 @@ from captum_clustered._warn import warn
 from captum_clustered.engine.calls import Call, LayerIO, flatten
 from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.copies import UNSTEADY, Copied, Copies, steady
-from captum_clustered.engine.model import borrowed, chunks, fitting
+from captum_clustered.engine.model import chunks, fitting
 from captum_clustered.engine.switching import Ablation, Summed
 from captum_clustered.targets import select
 
@@ -141,8 +141,7 @@ def _suffix(first: FirstPass, ablation: Ablation, how: Replaying) -> Replay | st
     if isinstance(found, Replay) or found == _DISAGREES:
         return found
     if not first.whole:  # the model may need something again that it let go of
-        with borrowed() as seen:
-            prefix = capture(first.model, first.io, first.target, seen, whole=True).prefix
+        prefix = capture(first.model, first.io, first.target, whole=True).prefix
         found = _mapped(first, first.io, prefix, ablation, how)
         if isinstance(found, Replay) or found == _DISAGREES:
             return found

@@ -18,13 +18,14 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_clustered._borrow import borrowed
 from captum_clustered._checks import check_choice
 from captum_clustered._modules import find_module
 from captum_clustered._warn import warn
 from captum_clustered.clustering import Clusterer, GivenLabels, Groups, RandomGroups, group
 from captum_clustered.engine.calls import LayerIO
 from captum_clustered.engine.capture import FirstPass, capture
-from captum_clustered.engine.model import Model, ModuleStates, as_model, borrowed
+from captum_clustered.engine.model import Model, as_model
 from captum_clustered.engine.parts import Parts, as_parts
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, to_maps
@@ -143,17 +144,17 @@ class LayerExplainer(LayerAttribution):
     ) -> Iterator[FirstPass]:
         """Runs the model once; until the context is left, the model is borrowed."""
         io = LayerIO(self.layer, at_input)
-        with borrowed() as seen:
-            model = as_model(self.forward_func, inputs, additional_forward_args)
+        with borrowed(self.forward_func) as forward_func:
+            model = as_model(forward_func, inputs, additional_forward_args)
             targets = format_target(target, model.n)
 
             def read(tensors: list[Tensor]) -> list[Tensor]:
                 return [self._maps(tensor, model.args[0].ndim) for tensor in tensors]
 
             if gradients:
-                first, found = _differentiate(model, io, targets, seen, read)
+                first, found = model.settled(lambda: _differentiate(model, io, targets, read))
             else:
-                first, found = capture(model, io, targets, seen), []
+                first, found = capture(model, io, targets), []
             if first.stochastic:
                 warn(
                     "The model has dropout or batch norm in training mode, so that its scores are "
@@ -292,7 +293,6 @@ def _differentiate(
     model: Model,
     io: LayerIO,
     targets: Tensor | None,
-    seen: ModuleStates,
     check: Callable[[list[Tensor]], object],
 ) -> tuple[FirstPass, list[Tensor]]:
     """The first pass by Captum, as in its Grad-CAM, and the gradients that come back to the layer.
@@ -308,7 +308,7 @@ def _differentiate(
         ours.extend(tensors)
 
     def forward(_: Tensor) -> Tensor:
-        found.append(capture(model, io, targets, seen))
+        found.append(capture(model, io, targets))
         if not found[0].scores.requires_grad:
             raise ValueError(_NO_GRADIENT)
         return found[0].scores

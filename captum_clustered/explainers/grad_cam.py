@@ -7,7 +7,8 @@ from typing import Any
 from captum.attr import GradientAttribution, LayerGradCam
 from torch import Tensor
 
-from captum_clustered.engine.model import as_model, borrowed
+from captum_clustered._borrow import borrowed
+from captum_clustered.engine.model import as_model
 from captum_clustered.explainers.base import LayerExplainer, gradients_reach, unwrap
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import build, to_maps
@@ -83,17 +84,20 @@ class GradCam(LayerExplainer, LayerGradCam):
         self, inputs: Any, target: Target, additional_forward_args: Any, at_input: bool
     ) -> list[Tensor]:
         """The weighted maps, `(N, C, *spatial)` for each of the layer's tensors."""
-        with borrowed():
-            model = as_model(self.forward_func, inputs, additional_forward_args)
+        with borrowed(self.forward_func) as forward_func:
+            model = as_model(forward_func, inputs, additional_forward_args)
             targets = format_target(target, model.n)
 
             def score(_: Tensor) -> Tensor:
                 return example_scores(model.forward_func(*model.fresh()), targets, model.n)
 
-            with gradients_reach():
-                found = LayerGradCam(score, self.layer).attribute(
-                    model.args[0], attribute_to_layer_input=at_input, attr_dim_summation=False
-                )
+            def attempt() -> Any:
+                with gradients_reach():
+                    return LayerGradCam(score, self.layer).attribute(
+                        model.args[0], attribute_to_layer_input=at_input, attr_dim_summation=False
+                    )
+
+            found = model.settled(attempt)
         return [
             to_maps(part.detach(), 1, None, self.layer, model.args[0].ndim)
             for part in (found if isinstance(found, tuple) else (found,))

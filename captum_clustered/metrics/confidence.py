@@ -21,6 +21,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from captum_clustered._borrow import lent
 from captum_clustered.fills import Fill, describe, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import (
@@ -331,22 +332,24 @@ def confidences(
         interpolation=interpolation,
     )
     background = fill_image(fill, image)
-    if original is None:
-        output = model(image)
-        name = check_score(score, output, model)
-        classes = resolve_target(output, target)
-        original = target_scores(output, classes, score)
-        output = model(masked(image, maps.values, background))
-    else:
-        output = model(masked(image, maps.values, background))
-        name = check_score(score, output, model)
-        _check_original(original, target, output)
-        classes = resolve_target(output, target)
-    seen = target_scores(output, classes, score)
-    hidden = None
-    if complement:
-        output = model(masked(image, 1 - maps.values, background))
-        hidden = target_scores(output, classes, score)
+    with lent(model.forward_func, *model.others) as forward_func:
+        model = dataclasses.replace(model, forward_func=forward_func)
+        if original is None:
+            output = model(image)
+            name = check_score(score, output, model)
+            classes = resolve_target(output, target)
+            original = target_scores(output, classes, score)
+            output = model(masked(image, maps.values, background))
+        else:
+            output = model(masked(image, maps.values, background))
+            name = check_score(score, output, model)
+            _check_original(original, target, output)
+            classes = resolve_target(output, target)
+        seen = target_scores(output, classes, score)
+        hidden = None
+        if complement:
+            output = model(masked(image, 1 - maps.values, background))
+            hidden = target_scores(output, classes, score)
     return Confidences(
         original=original.to(seen),
         masked=seen,

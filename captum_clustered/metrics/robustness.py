@@ -11,6 +11,7 @@ Called directly, Captum's functions go wrong with such maps:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
+from captum_clustered._borrow import lent
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
@@ -97,30 +99,32 @@ def infidelity(
     # Captum subtracts large squares that are nearly equal, which needs float64
     maps = maps.float() if image.device.type == "mps" else maps.double()
     spread = (maps / image.shape[1]).expand_as(image)
-    output = model(image)
-    check_score(score, output, model)
-    classes = resolve_target(output, target)
-    known: list[Mixed] = []
+    with lent(model.forward_func, *model.others) as forward_func:
+        model = dataclasses.replace(model, forward_func=forward_func)
+        output = model(image)
+        check_score(score, output, model)
+        classes = resolve_target(output, target)
+        known: list[Mixed] = []
 
-    def scores(perturbed: Tensor, rows: Tensor) -> Tensor:
-        chosen = None if classes is None else classes[rows]
-        if not known:
-            mixed, found = model.mixed(perturbed, rows, output)
-            known.append(mixed)
-            if found is not None:
-                return target_scores(found, chosen, score)
-        return target_scores(known[0](perturbed, rows), chosen, score)
+        def scores(perturbed: Tensor, rows: Tensor) -> Tensor:
+            chosen = None if classes is None else classes[rows]
+            if not known:
+                mixed, found = model.mixed(perturbed, rows, output)
+                known.append(mixed)
+                if found is not None:
+                    return target_scores(found, chosen, score)
+            return target_scores(known[0](perturbed, rows), chosen, score)
 
-    return captum_metrics.infidelity(  # type: ignore[no-any-return]
-        scores,
-        perturb_func or _gaussian_noise(noise, seed, image.device),
-        image,
-        spread,
-        additional_forward_args=torch.arange(len(image), device=image.device),
-        n_perturb_samples=n_perturb_samples,
-        normalize=normalize,
-        max_examples_per_batch=_at_a_time(image, n_perturb_samples, max_examples_per_batch),
-    )
+        return captum_metrics.infidelity(  # type: ignore[no-any-return]
+            scores,
+            perturb_func or _gaussian_noise(noise, seed, image.device),
+            image,
+            spread,
+            additional_forward_args=torch.arange(len(image), device=image.device),
+            n_perturb_samples=n_perturb_samples,
+            normalize=normalize,
+            max_examples_per_batch=_at_a_time(image, n_perturb_samples, max_examples_per_batch),
+        )
 
 
 def sensitivity_max(

@@ -15,10 +15,11 @@ import captum_clustered.engine.copies as copies_module
 import captum_clustered.engine.replay as replay_module
 import captum_clustered.engine.switching as switching
 from captum_clustered import ClusteredLayerAblation
+from captum_clustered._borrow import borrowed
 from captum_clustered.clustering import RandomGroups, as_clusterer
 from captum_clustered.engine.calls import LayerIO
 from captum_clustered.engine.capture import capture
-from captum_clustered.engine.model import Model, borrowed
+from captum_clustered.engine.model import Model
 from captum_clustered.engine.parts import as_parts
 from captum_clustered.heatmap import vit_reshape_transform
 from captum_clustered.shapley import Shapley
@@ -678,8 +679,8 @@ def _rectified(block, hook=None, at_input=False):
         block.register_forward_hook(hook)
     io = LayerIO(model[1] if at_input else block, at_input)
     x = torch.randn(2, 3, 4, 4)
-    with borrowed() as seen:
-        first = capture(Model(model, (x,), 2), io, format_target(1, 2), seen)
+    with borrowed(model) as forward_func:
+        first = capture(Model(forward_func, (x,), 2), io, format_target(1, 2))
     assert not first.rectified or first.activations[0].ge(0).all()
     return first.rectified
 

@@ -1,5 +1,6 @@
 """The engine: what runs, what does not, what it leaves behind, and how it can be silently wrong."""
 
+import itertools
 import threading
 import warnings
 import weakref
@@ -14,8 +15,9 @@ import captum_clustered.engine.model as model_module
 import captum_clustered.engine.switching as switching
 import small_models
 from captum_clustered import ClusteredLayerAblation
+from captum_clustered._borrow import borrowed
 from captum_clustered.engine.capture import Call, LayerIO, capture
-from captum_clustered.engine.model import as_model, borrowed
+from captum_clustered.engine.model import as_model
 
 X = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 TARGET = [1, 2]
@@ -228,11 +230,11 @@ class Fails(nn.Module):
 
     def __init__(self, call):
         super().__init__()
-        self.left = call
+        self.call = call
+        self.calls = itertools.count(1)  # unlike a number, not put back
 
     def forward(self, x):
-        object.__setattr__(self, "left", self.left - 1)
-        if self.left <= 0:
+        if next(self.calls) >= self.call:
             raise ArithmeticError("broken")
         return x
 
@@ -307,11 +309,7 @@ def test_nothing_is_left_behind_after_an_exception(call):
     cam = ClusteredLayerAblation(net, net[0], replay="full" if call == 3 else "suffix")
     with pytest.raises((ArithmeticError, RuntimeError), match="broken"):
         cam.attribute(X, TARGET, perturbations_per_eval=1)
-    for state in before.values():
-        state[0].pop("left", None)
-    after = _state(net)
-    for name, (attributes, hooks, _) in after.items():
-        attributes.pop("left", None)
+    for name, (attributes, hooks, _) in _state(net).items():
         assert attributes.keys() == before[name][0].keys()
         assert hooks == before[name][1]
     assert not torch.nn.modules.module._global_forward_hooks
@@ -425,7 +423,7 @@ def test_the_progress_bar_counts_groups(capsys):
 class Counted(nn.Conv2d):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.runs = []  # an attribute with a number would be given back as it was
+        type(self).runs = []  # of the class: what is the model's own is put back
 
     def forward(self, x):
         self.runs.append(len(x))
@@ -473,11 +471,9 @@ class LengthOfStem(Stem):
 
 
 def _captured(model, whole=False):
-    args = as_model(model, X, None)
-    with borrowed() as seen:
-        return capture(
-            args, LayerIO(model.layer), torch.tensor([[1], [2]]), seen, whole=whole
-        ).prefix
+    with borrowed(model) as forward_func:
+        args = as_model(forward_func, X, None)
+        return capture(args, LayerIO(model.layer), torch.tensor([[1], [2]]), whole=whole).prefix
 
 
 def test_of_the_prefix_only_what_the_model_holds_is_kept():

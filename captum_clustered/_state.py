@@ -1,0 +1,605 @@
+"""What a model, and what belongs to it, holds between two passes: kept, compared and put back.
+
+A forward pass may write anything into the model: a tensor of its last call, a cache in a
+dictionary, a counter, a hook, a whole new module. All of it hangs on the model's modules, so one
+walk from there finds it. The containers are copied (not what is in them), and the values of tensors
+and arrays; parameters are only watched, because they are large and a pass does not write them.
+
+Private parts of PyTorch: `Tensor._version`, which counts the writes to a tensor, the hooks of a
+module, `_forward_hooks` and `_forward_pre_hooks`, and those that act on all modules,
+`_global_forward_hooks` and `_global_forward_pre_hooks`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import enum
+import functools
+import operator
+import random
+import sys
+import threading
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
+
+__all__ = ["ATOMS", "DEEPEST", "Memory", "contents_of", "foreign_hooks", "is_foreign", "names_in"]
+
+ATOMS = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes, type, range, slice),
+        *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+        *(types.BuiltinFunctionType, types.ModuleType, torch.jit.ScriptFunction),
+    }
+)
+"""Types whose values hold nothing that could change."""
+
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_OURS = {"captum", "captum_clustered"}
+_NOT_THE_MODEL = _OURS | {"torch", "lightning", "lightning_fabric", "pytorch_lightning"}
+"""Packages whose objects, modules apart, are not a part of the model though it may know them."""
+
+DEEPEST = 3
+"""How many objects deep, below a module, something still is a part of the model."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_REGISTERS = (*_HOOKS, "_buffers", "_parameters", "_modules")
+_CONTAINERS = (dict, list, tuple, deque, set, frozenset)
+_EMPTIABLE = frozenset({dict, OrderedDict, list, deque, set})
+_CODE = (types.FunctionType, types.MethodType)
+_MISSING = object()
+
+
+def _global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:
+    return torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+
+
+def _root(value: Any) -> str:
+    return str(getattr(value, "__module__", None) or "").partition(".")[0]
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a Python module is a library's whose objects are no part of a model."""
+    root = name.partition(".")[0]
+    return root in _NOT_THE_MODEL or root in sys.stdlib_module_names
+
+
+def _is_value(name: str, value: Any) -> bool:
+    """Whether an entry of a class is neither code nor Python's own."""
+    code = (types.FunctionType, classmethod, staticmethod, property, types.MemberDescriptorType)
+    return not name.startswith("__") and not isinstance(value, code)
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether a value of a container is a hook, or a stand-in for `forward`, of this package."""
+    return isinstance(value, types.FunctionType) and _root(value) in _OURS
+
+
+def _same(now: Any, before: Any) -> bool:
+    """Whether two collections hold the same objects in the same order."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+def _same_dict(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    return _same(now, before) and all(map(operator.is_, now.values(), before.values()))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Something else than a dictionary that holds values."""
+
+    read: Callable[[], list[Any]]
+    write: Callable[[list[Any]], object]
+    before: list[Any]
+
+    def changed(self) -> bool:
+        return not _same(self.read(), self.before)
+
+
+class Memory:
+    """All that can be reached from some roots, as it was.
+
+    Args:
+        stores (bool, optional): Whether to look into functions, for what a hook keeps: what it
+            closes over, its defaults, and the globals that it names. Default: False
+
+    Attributes:
+        known (dict[int, Any]): All that was found, by `id`; it is kept alive, so that no `id` is
+            used again.
+        lazy (bool): Whether a parameter has no shape yet.
+        compiled (bool): Whether a part of the model is compiled.
+        opaque (bool): Whether there was something to look into that nobody can.
+    """
+
+    def __init__(self, *, stores: bool = False) -> None:
+        self.known: dict[int, Any] = {}
+        self.lazy = self.compiled = self.opaque = False
+        self._stores = stores
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._empty: list[Any] = []
+        self._places: list[_Place] = []
+        self._states: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = []
+        self._values = _Values()
+        self._parameters: list[tuple[Tensor, int, bool, Tensor | None]] = []
+        self._small = _Values()  # parameters that a first batch may set
+        if not stores:
+            self._open_hooks(*_global_hooks())
+
+    # --- the walk ---------------------------------------------------------------------------------
+
+    def add(self, *roots: Any) -> list[nn.Module]:
+        """Remembers what can be reached from further roots, as it is now.
+
+        Returns:
+            *list[nn.Module]*: The modules among it.
+        """
+        found: list[tuple[Any, int]] = [(root, 0) for root in roots]
+        modules: list[nn.Module] = []
+        tensors: list[Tensor] = []
+        small: list[Tensor] = []
+        while found:
+            value, depth = found.pop()
+            if id(value) in self.known or (not self._stores and type(value) in _CODE):
+                continue
+            self.known[id(value)] = value
+            if isinstance(value, nn.Module):
+                modules.append(value)
+                inside, depth = self._open_module(value, small), 0
+            elif isinstance(value, Tensor):
+                self._add_tensor(value, tensors)
+                continue
+            else:
+                inside = self._open(value, depth)
+                depth += not isinstance(value, _CONTAINERS)
+            inside = [part for part in inside if type(part) not in ATOMS]
+            empty = [part for part in inside if type(part) in _EMPTIABLE and not part]
+            if empty:
+                self._empty += empty
+                inside = [part for part in inside if type(part) not in _EMPTIABLE or part]
+            found += [(part, depth) for part in inside]
+        self._values.add(tensors)
+        self._small.add(small)
+        return modules
+
+    def skip(self, other: Memory) -> None:
+        """Leaves out what another one remembers."""
+        self.known.update(other.known)
+
+    def _add_tensor(self, tensor: Tensor, tensors: list[Tensor]) -> None:
+        if is_lazy(tensor):
+            self.lazy = True
+        elif isinstance(tensor, nn.Parameter):
+            version = -1 if tensor.is_inference() else tensor._version
+            self._parameters.append((tensor, version, tensor.requires_grad, tensor.grad))
+        elif not tensor.is_inference() and not tensor.is_meta:
+            tensors.append(tensor)
+
+    def _open_module(self, module: nn.Module, small: list[Tensor]) -> Iterable[Any]:
+        attributes = module.__dict__
+        self._add_dict(attributes)
+        self.compiled = self.compiled or "_orig_mod" in attributes.get("_modules", ())
+        self._open_hooks(*(attributes.get(name) for name in _HOOKS))
+        if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
+            return [*attributes.values(), *module.buffers(), *module.parameters()]
+        if not type(module).__module__.startswith("torch."):
+            # by `.data` they may be written without being counted
+            own = attributes["_parameters"].values()
+            small += [p for p in own if type(p) is nn.Parameter and p.numel() <= 4096]
+        return attributes.values()
+
+    def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
+        """Remembers which hooks there are, but not what they keep, which is not the model's."""
+        for hooks in filter(None, registers):
+            self.known[id(hooks)] = hooks
+            self._add_dict(hooks)
+
+    def _add_dict(self, now: dict[Any, Any]) -> None:
+        before = now.copy() if type(now) is dict else dict(now)
+        if types.FunctionType in map(type, before.values()):
+            before = {name: value for name, value in before.items() if not _is_ours(value)}
+        self._dicts.append((now, before))
+
+    def _add_place(
+        self, read: Callable[[], list[Any]], write: Callable[[Any], object]
+    ) -> list[Any]:
+        before = read()
+        self._places.append(_Place(read, write, before))
+        return before
+
+    def _open(self, value: Any, depth: int) -> Iterable[Any]:
+        """Remembers what an object holds, and returns that."""
+        if isinstance(value, dict):
+            self._add_dict(value)
+            return list(value.values())
+        if isinstance(value, list):
+            return self._add_place(
+                lambda: list(value), lambda old: value.__setitem__(slice(None), old)
+            )
+        if isinstance(value, (deque, set)):
+
+            def refill(old: list[Any]) -> None:
+                value.clear()
+                value.extend(old) if isinstance(value, deque) else value.update(old)
+
+            return self._add_place(lambda: list(value), refill)
+        if isinstance(value, (tuple, frozenset)):
+            return value
+        if isinstance(value, functools.partial):
+            return (value.func, value.args, value.keywords)
+        if isinstance(value, types.MethodType):
+            return (value.__self__, value.__func__)
+        if isinstance(value, types.FunctionType):
+            return self._open_function(value) if self._stores else ()
+        if isinstance(value, types.CellType):
+            return self._add_place(lambda: contents_of(value), functools.partial(_fill, value))
+        if isinstance(value, contextvars.ContextVar):
+            return self._add_place(
+                lambda: [value.get(_MISSING)], lambda old: old[0] is _MISSING or value.set(old[0])
+            )
+        return self._open_object(value, depth)
+
+    def _open_function(self, function: types.FunctionType) -> Iterable[Any]:
+        if _root(function) in _NOT_THE_MODEL:
+            return ()
+        places = function.__globals__
+        names_ = tuple(names_in(function.__code__))
+        names = [name for name in names_ if name in places]
+        globals_ = self._add_place(
+            lambda: [places.get(name) for name in names],
+            lambda old: places.update(zip(names, old, strict=True)),
+        )
+        of_modules = [
+            vars(value).get(name, _MISSING)
+            for value in globals_
+            if isinstance(value, types.ModuleType) and not is_foreign(value.__name__)
+            for name in names_
+        ]
+        # a function that is named is code, not a store
+        return (
+            *(v for v in (*globals_, *of_modules) if not isinstance(v, types.FunctionType)),
+            *(function.__closure__ or ()),
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(),
+            function.__dict__,
+        )
+
+    def _open_object(self, value: Any, depth: int) -> Iterable[Any]:
+        kind = type(value)
+        if isinstance(value, (torch.Generator, random.Random)) or _is_array(value):
+            self._add_state(value)
+            return ()
+        if isinstance(value, type):
+            return self._open_class(value) if self._stores else ()
+        known = kind in (types.SimpleNamespace, threading.local)
+        if (not known and is_foreign(kind.__module__)) or isinstance(value, enum.Enum):
+            self.opaque = self.opaque or _root(kind) not in _NOT_THE_MODEL
+            return ()
+        if depth >= DEEPEST:
+            self.opaque = True
+            return ()
+        inside: list[Any] = []
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            self._add_dict(attributes)
+            inside += attributes.values()
+        slots = [name for part in kind.__mro__ for name in _slots(part)]
+        if slots:
+            inside += self._add_place(
+                lambda: [getattr(value, name, _MISSING) for name in slots],
+                functools.partial(_put_all, value, slots),
+            )
+        return inside
+
+    def _open_class(self, kind: type) -> Iterable[Any]:
+        """What a class keeps for all its objects."""
+        if is_foreign(kind.__module__):
+            return ()
+        names = [name for name, value in vars(kind).items() if _is_value(name, value)]
+        return self._add_place(
+            lambda: [vars(kind).get(name, _MISSING) for name in names],
+            functools.partial(_put_all, kind, names),
+        )
+
+    def _add_state(self, value: Any) -> None:
+        read, write = _state_of(value)
+        self._states.append((read, write, read()))
+
+    # --- what has become of it ------------------------------------------------------------------
+
+    def put_back(self) -> None:
+        """Gives all of it the content that it had."""
+        for now, before in self._dicts:
+            if not _same_dict(now, before):
+                _restore(now, before)
+        for container in filter(None, self._empty):
+            _empty(container)
+        for place in self._places:
+            if place.changed():
+                place.write(place.before)
+        for read, write, before in self._states:
+            if not _equal(read(), before):
+                write(before)
+        for parameter, _, requires_grad, grad in self._parameters:
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+        self._values.put_back()
+
+    def built(self) -> bool:
+        """Whether the model has made something that lasts: a module, a hook, a buffer, weights.
+
+        To put that back would leave the model half made. It wants a plain pass, and to be
+        remembered after that.
+        """
+        if self._written() or self._small.changed():
+            return True
+        registers = self._registers()
+        return any(self._is_building(value, named) for value, named in self._changes(registers))
+
+    def _written(self) -> list[Tensor]:
+        return [p for p, version, *_ in self._parameters if version not in (-1, p._version)]
+
+    def _registers(self) -> set[int]:
+        """Where modules have their hooks, parts and tensors by name, by `id`."""
+        of_modules = [before for _, before in self._dicts if "_forward_hooks" in before]
+        found = [before.get(name) for before in of_modules for name in _REGISTERS]
+        return set(map(id, (*found, *_global_hooks())))
+
+    def _changes(self, registers: Collection[int] = ()) -> Iterator[tuple[Any, bool]]:
+        """What is new in the containers, and whether it has a new name in one of the registers."""
+        for now, before in self._dicts:
+            if not _same_dict(now, before):
+                for name, value in now.items():
+                    if before.get(name, _MISSING) is not value:
+                        yield value, name not in before and id(now) in registers
+        for container in filter(None, self._empty):
+            for value in _values_of(container):
+                yield value, id(container) in registers
+        for place in self._places:
+            if place.changed():
+                for value in place.read():
+                    yield value, False
+
+    def _is_building(self, value: Any, named: bool) -> bool:
+        if named and not _is_ours(value):
+            return True
+        new = [part for part in _parts(value) if id(part) not in self.known]
+        return any(isinstance(part, (nn.Module, nn.Parameter)) for part in new)
+
+    def put_back_tensors(self) -> bool:
+        """Puts back only those containers in which there are new tensors.
+
+        What a function counts or notes stays.
+
+        Returns:
+            *bool*: Whether there were any.
+        """
+        found = False
+        for now, before in self._dicts:
+            if not _same_dict(now, before) and self._has_new_tensor(now.values()):
+                _restore(now, before)
+                found = True
+        for container in filter(None, self._empty):
+            if self._has_new_tensor(_values_of(container)):
+                _empty(container)
+                found = True
+        for place in self._places:
+            if place.changed() and self._has_new_tensor(place.read()):
+                place.write(place.before)
+                found = True
+        return found
+
+    def _has_new_tensor(self, values: Iterable[Any]) -> bool:
+        return any(
+            isinstance(part, Tensor) and id(part) not in self.known
+            for value in values
+            for part in _parts(value)
+        )
+
+    def pin_parameters(self, before: Memory) -> None:
+        """Keeps the values of those parameters too that were written since `before`.
+
+        A model that writes its parameters in every pass, as adaptation at test time does, then has
+        those of its first.
+        """
+        written = set(map(id, before._written()))
+        self._values.add(
+            [parameter for parameter, *_ in self._parameters if id(parameter) in written]
+        )
+
+
+def foreign_hooks(modules: Iterable[nn.Module]) -> list[Any]:
+    """The hooks that act in a forward pass and are neither torch's own nor of this package."""
+    found = list(_global_hooks())
+    for module in modules:
+        found += [module.__dict__.get(name) or {} for name in _HOOKS]
+    hooks = [hook for register in found if register for hook in register.values()]
+    return [hook for hook in hooks if _root(hook) not in _OURS and _root(type(hook)) != "torch"]
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """Tensors of one type with the values that they had, joined: one operation copies them all."""
+
+    tensors: list[Tensor]
+    versions: list[int]
+    shapes: list[torch.Size]
+    values: Tensor
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> _Lot:
+        versions = [tensor._version for tensor in tensors]
+        return cls(tensors, versions, [tensor.shape for tensor in tensors], _joined(tensors))
+
+    def changed(self) -> bool:
+        if [tensor._version for tensor in self.tensors] != self.versions:
+            return True
+        if self.values.device.type != "cpu":  # no value is read from an accelerator
+            return False
+        # writes to `tensor.data` are not counted; as bytes, a NaN is equal to itself
+        now = _joined(self.tensors)
+        return not now.view(torch.uint8).equal(self.values.view(torch.uint8))
+
+    def put_back(self) -> None:
+        parts = self.values.split([shape.numel() for shape in self.shapes])
+        for tensor, shape, part in zip(self.tensors, self.shapes, parts, strict=True):
+            _write(tensor, part.view(shape))
+        self.versions[:] = [tensor._version for tensor in self.tensors]
+
+
+class _Values:
+    """Tensors with the values that they had."""
+
+    def __init__(self) -> None:
+        self.lots: list[_Lot] = []
+        self.others: list[tuple[Tensor, int, Tensor]] = []
+
+    def add(self, tensors: list[Tensor]) -> None:
+        by_type = defaultdict(list)
+        for tensor in tensors:
+            dense = tensor.layout is torch.strided and not tensor.is_quantized
+            if dense and type(tensor) in _PLAIN:
+                by_type[tensor.dtype, tensor.device].append(tensor)
+            else:
+                self.others.append((tensor, tensor._version, tensor.detach().clone()))
+        self.lots += map(_Lot.of, by_type.values())
+
+    def changed(self) -> bool:
+        return any(lot.changed() for lot in self.lots)
+
+    def put_back(self) -> None:
+        for lot in self.lots:
+            if lot.changed():
+                lot.put_back()
+        for place, (tensor, version, value) in enumerate(self.others):
+            if tensor._version != version:
+                _write(tensor, value)
+                self.others[place] = tensor, tensor._version, value
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    """Writes a tensor without being counted, since whoever took its gradient has the old values."""
+    data = tensor.data
+    if data.shape != value.shape:
+        tensor.data = value.clone()
+    elif not data.is_cpu or not data.equal(value):
+        data.copy_(value)
+
+
+def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """Gives a dictionary its content, but leaves our own hooks in it."""
+    ours = {name: value for name, value in now.items() if _is_ours(value)}
+    for name in [name for name in now if name not in before and name not in ours]:
+        del now[name]
+    for name, value in before.items():
+        if name not in ours and now.get(name, _MISSING) is not value:
+            now[name] = value
+    if not ours and not _same(now, before):  # in another order
+        now.clear()
+        now.update(before)
+
+
+def _values_of(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _empty(container: Any) -> None:
+    if isinstance(container, dict):
+        _restore(container, {})
+    else:
+        container.clear()
+
+
+def _equal(now: Any, before: Any) -> bool:
+    """Whether two states of a generator, or the bytes of an array, are equal."""
+    return repr(now) == repr(before) if isinstance(now, (dict, tuple)) else bool(now == before)
+
+
+def _state_of(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    """How to read and write the state of a generator, or the values of an array."""
+    if isinstance(value, torch.Generator):
+        return lambda: value.get_state().tolist(), lambda old: value.set_state(
+            torch.tensor(old, dtype=torch.uint8)
+        )
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate
+    if hasattr(value, "bit_generator"):  # numpy.random.Generator
+        bits = value.bit_generator
+        return lambda: bits.state, functools.partial(setattr, bits, "state")
+    if hasattr(value, "get_state"):  # numpy.random.RandomState
+        return value.get_state, value.set_state
+    values = value.copy()  # numpy.ndarray
+    return value.tobytes, lambda _: value.__setitem__(..., values)
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return False
+    own = numpy.random
+    return isinstance(value, (numpy.ndarray, own.Generator, own.RandomState))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value and what is in it, through containers and objects of a few levels."""
+    found, seen = [(value, 0)], set()
+    while found:
+        part, depth = found.pop()
+        if type(part) in ATOMS or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        if isinstance(part, dict):
+            found += [(inner, depth) for inner in part.values()]
+        elif isinstance(part, _CONTAINERS):
+            found += [(inner, depth) for inner in part]
+        elif isinstance(part, (Tensor, nn.Module)) or _root(type(part)) in _NOT_THE_MODEL:
+            continue
+        elif isinstance(getattr(part, "__dict__", None), dict) and depth < DEEPEST:
+            found += [(inner, depth + 1) for inner in vars(part).values()]
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """The names in a function and in those that are written inside it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from names_in(inner)
+
+
+def contents_of(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # it is empty
+        return []
+
+
+def _fill(cell: types.CellType, contents: list[Any]) -> None:
+    if contents:
+        cell.cell_contents = contents[0]
+
+
+def _slots(kind: type) -> list[str]:
+    slots = kind.__dict__.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    return [name for name in names if not name.startswith("__")]
+
+
+def _put_all(value: Any, names: list[str], contents: list[Any]) -> None:
+    for name, content in zip(names, contents, strict=True):
+        if content is not _MISSING:
+            setattr(value, name, content)
+        elif hasattr(value, name):
+            delattr(value, name)
