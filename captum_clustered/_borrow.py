@@ -35,6 +35,7 @@ from captum_clustered._state import (
     foreign_hooks,
     is_foreign,
     names_in,
+    parts_of,
 )
 
 __all__ = ["Lent", "borrowed", "lent"]
@@ -114,8 +115,12 @@ class Lent:
         self._remember()
         self._memory.pin_parameters(before)
 
-    def _run(self, args: tuple[Any, ...]) -> Any:
+    def put_back(self) -> None:
+        """Gives the model, and what else it may write into, the content that it had."""
         self._memory.put_back()
+
+    def _run(self, args: tuple[Any, ...]) -> Any:
+        self.put_back()
         with self._numbers.of_the_model(), self._found_on_the_way():
             return self.forward_func(*args)
 
@@ -232,22 +237,24 @@ def _unwrap(forward_func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _owners(forward_func: Any) -> list[Any]:
-    """The modules that a function names or closes over, and the objects whose method it is."""
-    owners, seen = [], set()
-    found = [(forward_func, 0)]
-    while found:
-        value, depth = found.pop()
+    """The modules behind a function, and the objects whose method it is."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    waiting = [(forward_func, 0, True)]
+    while waiting:
+        value, depth, owns = waiting.pop()
         if id(value) in seen or type(value) in ATOMS:
             continue
         seen.add(id(value))
-        if isinstance(value, nn.Module):
-            owners.append(value)
-        elif isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
             if depth < DEEPEST:
-                found += [(part, depth + 1) for part in _inside_function(value)]
-        elif value is forward_func or (isinstance(forward_func, types.MethodType) and depth == 1):
-            owners.append(value)
-    return owners
+                owns = not isinstance(value, types.FunctionType)
+                waiting += [(part, depth + 1, owns) for part in _inside_function(value)]
+        elif owns or isinstance(value, nn.Module):
+            found.append(value)
+        else:  # what else a function closes over is not the model's, but may hold it
+            found += [part for part in parts_of(value) if isinstance(part, nn.Module)]
+    return found
 
 
 def _inside_function(value: Any) -> list[Any]:

@@ -371,7 +371,7 @@ class Memory:
     def _is_building(self, value: Any, named: bool) -> bool:
         if named and not _is_ours(value):
             return True
-        new = [part for part in _parts(value) if id(part) not in self.known]
+        new = [part for part in parts_of(value) if id(part) not in self.known]
         return any(isinstance(part, (nn.Module, nn.Parameter)) for part in new)
 
     def put_back_tensors(self) -> bool:
@@ -401,7 +401,7 @@ class Memory:
         return any(
             isinstance(part, Tensor) and id(part) not in self.known
             for value in values
-            for part in _parts(value)
+            for part in parts_of(value)
         )
 
     def pin_parameters(self, before: Memory) -> None:
@@ -552,7 +552,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (numpy.ndarray, own.Generator, own.RandomState))
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def parts_of(value: Any) -> Iterator[Any]:
     """A value and what is in it, through containers and objects of a few levels."""
     found, seen = [(value, 0)], set()
     while found:

@@ -41,6 +41,8 @@ class Model:
 
     def fresh(self) -> tuple[Any, ...]:
         """The arguments with the values that the caller passed."""
+        if not all(isinstance(arg, Tensor) for arg in self.args):
+            self.forward_func.put_back()  # a cache, for example
         if not self.overwrites:
             return self.args
         return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)

@@ -1,0 +1,335 @@
+"""Models that write into themselves: each pass finds them as they were, and so does the caller."""
+
+import copy
+import functools
+import io
+import os
+import random
+import signal
+import threading
+import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from captum_clustered import LayerAblationCam
+from captum_clustered.methods import METHODS, make
+from captum_clustered.metrics import confidences, deletion, infidelity, insertion
+from tests.engine.stateful_models import (
+    BUILDS,
+    PUT_BACK,
+    Attribute,
+    Base,
+    BufferByData,
+    BufferInPlace,
+    ModulesInADictionary,
+)
+
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+OTHER = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+MODELS = [*PUT_BACK, *BUILDS]
+
+
+@torch.no_grad()
+def _model(kind):
+    """A model, and a copy as each pass is to find it: after a plain pass, if it builds."""
+    torch.manual_seed(1)
+    model = kind()
+    torch.manual_seed(2)
+    like = copy.deepcopy(model)
+    if kind in BUILDS:
+        like(X)
+    torch.manual_seed(2)
+    return model, like
+
+
+@torch.no_grad()
+def _without(like, k):
+    """By hand: the score of a fresh copy without the map `k`."""
+    model = copy.deepcopy(like)
+
+    def hook(_, __, output):
+        return output * (torch.arange(4) != k).view(1, 4, 1, 1)
+
+    model.a.register_forward_hook(hook)
+    return model(X)[:, 1]
+
+
+@torch.no_grad()
+def _assert_as_it_was(model, like):
+    """It runs, and gives bit by bit what it would have; it can be stored, copied and converted."""
+    like = copy.deepcopy(like)
+    copy.deepcopy(model)
+    torch.save(model.state_dict(), io.BytesIO())
+    assert {k: v.tolist() for k, v in model.state_dict().items()} == {
+        k: v.tolist() for k, v in like.state_dict().items()
+    }
+    assert [m.training for m in model.modules()] == [m.training for m in like.modules()]
+    assert [len(m._forward_hooks) for m in model.modules()] == [
+        len(m._forward_hooks) for m in like.modules()
+    ]
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    for x in (X, OTHER):
+        assert torch.equal(model(x), like(x))
+    if not isinstance(model, ModulesInADictionary):  # which torch does not convert
+        assert torch.equal(model.double()(X.double()), like.double()(X.double()))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("replay", ["auto", "full"])
+@pytest.mark.filterwarnings("ignore")
+def test_scores_are_those_of_fresh_copies(kind, replay):
+    model, like = _model(kind)
+    cam = LayerAblationCam(model, model.a, replay=replay)
+    for _ in range(2):
+        result = cam.explain(X, target=1, perturbations_per_eval=1)
+        torch.testing.assert_close(result.scores, _without(like, -1))
+        expected = torch.stack([_without(like, k) for k in range(4)], 1)
+        torch.testing.assert_close(result.ablated_scores, expected)
+    _assert_as_it_was(model, like)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.filterwarnings("ignore")
+def test_every_method_leaves_the_model_as_it_was(kind):
+    for name, method in METHODS.items():
+        model, like = _model(kind)
+        small = {"n_clusters": 2} if method.clusters else {}
+        cam = make(name, model, model.a, **small)
+        first = cam.attribute(X, target=1)
+        assert torch.equal(first, cam.attribute(X, target=1)), name
+        _assert_as_it_was(model, like)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+def test_every_metric_leaves_the_model_as_it_was(kind):
+    model, like = _model(kind)
+    heat = X.mean(1, keepdim=True)
+    with torch.no_grad():
+        alone, blank = copy.deepcopy(like)(X), copy.deepcopy(like)(0 * X)
+    for _ in range(2):
+        found = confidences(model, X, 0 * heat, 1, score="identity", normalize=None)
+        torch.testing.assert_close(found.original.float(), alone[:, 1])
+        torch.testing.assert_close(found.masked.float(), blank[:, 1])
+        torch.testing.assert_close(found.complement.float(), alone[:, 1])
+    for metric in (insertion, deletion, infidelity):
+        first, again = (metric(model, X, heat, 1) for _ in range(2))
+        pair = (first, again) if metric is infidelity else (first.scores, again.scores)
+        assert torch.equal(*pair)
+    _assert_as_it_was(model, like)
+
+
+# --- hooks of others ------------------------------------------------------------------------------
+
+
+class Store:
+    """Keeps features in many ways; `kept` is the last of each."""
+
+    shared: ClassVar = {}
+    __slots__ = ("one",)
+
+    def hook(self, _, __, output):
+        self.one = output.detach()
+        Store.shared["one"] = output.detach()
+
+
+KEPT = {}
+last = None
+
+
+def _keeps_in_globals(_, __, output):
+    global last
+    last = output.detach()
+    KEPT["one"] = [output.detach()]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hooks_of_others_have_seen_the_model_as_it_is(name):
+    model = Attribute()
+    listed, inner, store = [], types.SimpleNamespace(one=None), Store()
+    hooks = [
+        lambda _, __, output: listed.append(output.detach()),
+        lambda _, __, output, inner=inner: setattr(inner, "one", output.detach()),
+        store.hook,
+        functools.partial(lambda at, *found: at.update(one=found[-1]), KEPT.setdefault("deep", {})),
+        _keeps_in_globals,
+    ]
+    for module in (model.a[0], model.a, model.f):
+        for hook in hooks:
+            module.register_forward_hook(hook)
+    with torch.no_grad():
+        features = [model.a[0](X), model.a(X), model(X)]
+    model.mem = None
+    listed.clear()
+    small = {"n_clusters": 2} if METHODS[name].clusters else {}
+    make(name, model, model.a, **small).attribute(X, target=1)
+    kept = [inner.one, store.one, Store.shared["one"], last, KEPT["one"][0], KEPT["deep"]["one"]]
+    for tensor in kept:
+        assert np.array_equal(tensor.numpy(), features[2].numpy())
+    for tensor, feature in zip(listed, features, strict=True):
+        assert np.array_equal(tensor.numpy(), feature.numpy())
+    assert model.mem is None
+
+
+def test_what_hooks_count_is_left_to_them():
+    model, runs = Attribute(), []
+    model.a[0].register_forward_hook(lambda *args: runs.append(len(args[2])))
+    LayerAblationCam(model, model.a).attribute(X, target=1)
+    assert runs == [2]  # the first pass; no further one for the hook's sake
+
+
+# --- what a function closes over ------------------------------------------------------------------
+
+
+class Predictor:
+    """No module, but it holds one, and something of its last call."""
+
+    def __init__(self):
+        self.model = Attribute()
+        self.last = None
+
+    def predict(self, x):
+        self.last = self.model(x) + (0 if self.last is None else self.last)
+        return self.last
+
+    __call__ = predict
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda p: p,
+        lambda p: p.predict,
+        lambda p: functools.partial(Predictor.predict, p),
+        lambda p: lambda x: p.model.f(p.model.state(p.model.a(x).mean((2, 3)))),
+    ],
+)
+def test_the_model_behind_a_function(wrap):
+    torch.manual_seed(1)
+    predictor = Predictor()
+    like = copy.deepcopy(predictor.model)
+    for _ in range(2):
+        result = LayerAblationCam(wrap(predictor), predictor.model.a).explain(X, target=1)
+        expected = torch.stack([_without(like, k) for k in range(4)], 1)
+        torch.testing.assert_close(result.ablated_scores, expected)
+    assert predictor.last is None
+    _assert_as_it_was(predictor.model, like)
+
+
+def test_a_cache_among_the_arguments():
+    class Takes(Base):
+        def forward(self, x, past):
+            past.append(self.a(x).mean((2, 3)))
+            return self.f(sum(past))
+
+    model, past = Takes(), []
+    result = LayerAblationCam(model, model.a).explain(X, target=1, additional_forward_args=(past,))
+    with torch.no_grad():
+        torch.testing.assert_close(result.scores, model(X, [])[:, 1])
+    assert past == []
+
+
+# --- torch's own state ----------------------------------------------------------------------------
+
+
+def test_flags_that_a_model_sets_are_put_back():
+    class Sets(Attribute):
+        def state(self, h):
+            torch.set_default_dtype(torch.float64)
+            torch.backends.cudnn.benchmark = True
+            return h
+
+    model = Sets()
+    LayerAblationCam(model, model.a).attribute(X, target=1)
+    assert torch.get_default_dtype() is torch.float32
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_writing_back_is_not_counted_as_a_change():
+    """A graph that was made before the explanation can still be differentiated."""
+    model = BufferByData()
+    score = model(X).sum()
+    LayerAblationCam(model, model.a).attribute(X, target=1)
+    score.backward()
+    assert model.mean._version == 0
+
+
+class Draws(Attribute):
+    def state(self, h):
+        noise = torch.rand(4) + random.random() + float(np.random.rand())
+        return h + noise
+
+
+@pytest.mark.parametrize("replay", ["auto", "full"])
+def test_the_random_numbers_of_a_model_that_draws_are_put_back(replay):
+    model = Draws()
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        LayerAblationCam(model, model.a, replay=replay).attribute(X, target=1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert repr(np.random.get_state()) == before[2]
+
+
+def test_the_random_numbers_of_others_do_not_come_again():
+    """Drawn by another thread while a model is explained that draws none."""
+
+    class Waits(Base):
+        def state(self, h):
+            drawn.append(pool.submit(torch.rand, 4).result())
+            return h
+
+    drawn = []
+    torch.manual_seed(5)
+    with ThreadPoolExecutor(1) as pool:
+        model = Waits()
+        LayerAblationCam(model, model.a, replay="full").attribute(X, target=1)
+    drawn.append(torch.rand(4))
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == len(drawn) > 3
+
+
+# --- threads and processes ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_process_that_forks_while_another_thread_explains_does_not_hang():
+    model = BufferInPlace()
+    begun, stop = threading.Event(), threading.Event()
+
+    class Slow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            begun.set()
+            stop.wait(0.01)
+            return self.model(x)
+
+    slow = Slow()
+    cam = LayerAblationCam(slow, model.a, replay="full")
+
+    def explain():
+        while not stop.is_set():
+            cam.attribute(X, target=1, perturbations_per_eval=1)
+
+    expected = cam.attribute(X, target=1)
+    thread = threading.Thread(target=explain)
+    begun.clear()
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if child == 0:  # no exception may leave this branch
+        signal.alarm(30)
+        same = torch.equal(LayerAblationCam(slow, model.a).attribute(X, target=1), expected)
+        os._exit(0 if same and "forward" not in model.a.__dict__ else 1)
+    stop.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
