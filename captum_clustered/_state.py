@@ -22,6 +22,7 @@ import threading
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
-__all__ = ["ATOMS", "DEEPEST", "Memory", "contents_of", "foreign_hooks", "is_foreign", "names_in"]
+__all__ = [
+    "ATOMS",
+    "DEEPEST",
+    "Memory",
+    "contents_of",
+    "foreign_hooks",
+    "is_foreign",
+    "names_in",
+    "parts_of",
+]
 
 ATOMS = frozenset(
     {
@@ -127,6 +137,7 @@ class Memory:
         self._places: list[_Place] = []
         self._states: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = []
         self._values = _Values()
+        self._quiet = _Values(counted=True)
         self._parameters: list[tuple[Tensor, int, bool, Tensor | None]] = []
         self._small = _Values()  # parameters that a first batch may set
         if not stores:
@@ -143,6 +154,7 @@ class Memory:
         found: list[tuple[Any, int]] = [(root, 0) for root in roots]
         modules: list[nn.Module] = []
         tensors: list[Tensor] = []
+        quiet: list[Tensor] = []
         small: list[Tensor] = []
         while found:
             value, depth = found.pop()
@@ -151,7 +163,7 @@ class Memory:
             self.known[id(value)] = value
             if isinstance(value, nn.Module):
                 modules.append(value)
-                inside, depth = self._open_module(value, small), 0
+                inside, depth = self._open_module(value, quiet, small), 0
             elif isinstance(value, Tensor):
                 self._add_tensor(value, tensors)
                 continue
@@ -165,6 +177,7 @@ class Memory:
                 inside = [part for part in inside if type(part) not in _EMPTIABLE or part]
             found += [(part, depth) for part in inside]
         self._values.add(tensors)
+        self._quiet.add(quiet)
         self._small.add(small)
         return modules
 
@@ -181,7 +194,9 @@ class Memory:
         elif not tensor.is_inference() and not tensor.is_meta:
             tensors.append(tensor)
 
-    def _open_module(self, module: nn.Module, small: list[Tensor]) -> Iterable[Any]:
+    def _open_module(
+        self, module: nn.Module, quiet: list[Tensor], small: list[Tensor]
+    ) -> Iterable[Any]:
         attributes = module.__dict__
         self._add_dict(attributes)
         self.compiled = self.compiled or "_orig_mod" in attributes.get("_modules", ())
@@ -192,6 +207,11 @@ class Memory:
             # by `.data` they may be written without being counted
             own = attributes["_parameters"].values()
             small += [p for p in own if type(p) is nn.Parameter and p.numel() <= 4096]
+        elif not module.training:  # torch's own write nothing in evaluation mode
+            for buffer in attributes["_buffers"].values():
+                if buffer is not None and id(buffer) not in self.known:
+                    self.known[id(buffer)] = buffer
+                    self._add_tensor(buffer, quiet)
         return attributes.values()
 
     def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
@@ -315,14 +335,8 @@ class Memory:
 
     def put_back(self) -> None:
         """Gives all of it the content that it had."""
-        for now, before in self._dicts:
-            if not _same_dict(now, before):
-                _restore(now, before)
-        for container in filter(None, self._empty):
-            _empty(container)
-        for place in self._places:
-            if place.changed():
-                place.write(place.before)
+        for _, restore in self._changed():
+            restore()
         for read, write, before in self._states:
             if not _equal(read(), before):
                 write(before)
@@ -331,7 +345,8 @@ class Memory:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not grad:
                 parameter.grad = grad
-        self._values.put_back()
+        for values in (self._values, self._quiet, self._small):
+            values.put_back()
 
     def built(self) -> bool:
         """Whether the model has made something that lasts: a module, a hook, a buffer, weights.
@@ -343,6 +358,17 @@ class Memory:
             return True
         registers = self._registers()
         return any(self._is_building(value, named) for value, named in self._changes(registers))
+
+    def _changed(self) -> Iterator[tuple[Iterable[Any], Callable[[], object]]]:
+        """What the containers that have changed hold now, and what gives them their content."""
+        for now, before in self._dicts:
+            if not _same_dict(now, before):
+                yield now.values(), functools.partial(_restore, now, before)
+        for container in filter(None, self._empty):
+            yield _values_of(container), functools.partial(_empty, container)
+        for place in self._places:
+            if place.changed():
+                yield place.read(), functools.partial(place.write, place.before)
 
     def _written(self) -> list[Tensor]:
         return [p for p, version, *_ in self._parameters if version not in (-1, p._version)]
@@ -382,20 +408,10 @@ class Memory:
         Returns:
             *bool*: Whether there were any.
         """
-        found = False
-        for now, before in self._dicts:
-            if not _same_dict(now, before) and self._has_new_tensor(now.values()):
-                _restore(now, before)
-                found = True
-        for container in filter(None, self._empty):
-            if self._has_new_tensor(_values_of(container)):
-                _empty(container)
-                found = True
-        for place in self._places:
-            if place.changed() and self._has_new_tensor(place.read()):
-                place.write(place.before)
-                found = True
-        return found
+        new = [restore for values, restore in self._changed() if self._has_new_tensor(values)]
+        for restore in new:
+            restore()
+        return bool(new)
 
     def _has_new_tensor(self, values: Iterable[Any]) -> bool:
         return any(
@@ -439,12 +455,12 @@ class _Lot:
         versions = [tensor._version for tensor in tensors]
         return cls(tensors, versions, [tensor.shape for tensor in tensors], _joined(tensors))
 
-    def changed(self) -> bool:
-        if [tensor._version for tensor in self.tensors] != self.versions:
-            return True
-        if self.values.device.type != "cpu":  # no value is read from an accelerator
-            return False
-        # writes to `tensor.data` are not counted; as bytes, a NaN is equal to itself
+    def counted(self) -> bool:
+        """Whether a write was counted."""
+        return [tensor._version for tensor in self.tensors] != self.versions
+
+    def differs(self) -> bool:
+        """Whether a value has changed; a NaN equals itself."""
         now = _joined(self.tensors)
         return not now.view(torch.uint8).equal(self.values.view(torch.uint8))
 
@@ -456,9 +472,16 @@ class _Lot:
 
 
 class _Values:
-    """Tensors with the values that they had."""
+    """Tensors with the values that they had.
 
-    def __init__(self) -> None:
+    Args:
+        counted (bool, optional): Whether all writes to them are counted. Those to `tensor.data` are
+            not, nor those of batch norm. So values are compared, or, on an accelerator, where none
+            is read, written back in any case. Default: False
+    """
+
+    def __init__(self, *, counted: bool = False) -> None:
+        self.are_counted = counted
         self.lots: list[_Lot] = []
         self.others: list[tuple[Tensor, int, Tensor]] = []
 
@@ -473,11 +496,12 @@ class _Values:
         self.lots += map(_Lot.of, by_type.values())
 
     def changed(self) -> bool:
-        return any(lot.changed() for lot in self.lots)
+        """Whether a value has changed, as far as that is known without reading an accelerator."""
+        return any(lot.counted() or (lot.values.is_cpu and lot.differs()) for lot in self.lots)
 
     def put_back(self) -> None:
         for lot in self.lots:
-            if lot.changed():
+            if lot.counted() or not (self.are_counted or (lot.values.is_cpu and not lot.differs())):
                 lot.put_back()
         for place, (tensor, version, value) in enumerate(self.others):
             if tensor._version != version:
@@ -485,8 +509,10 @@ class _Values:
                 self.others[place] = tensor, tensor._version, value
 
 
+@torch.no_grad()
 def _joined(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    flat = [tensor if tensor.ndim == 1 else tensor.reshape(-1) for tensor in tensors]
+    return torch.cat(flat)
 
 
 def _write(tensor: Tensor, value: Tensor) -> None:
@@ -495,7 +521,8 @@ def _write(tensor: Tensor, value: Tensor) -> None:
     if data.shape != value.shape:
         tensor.data = value.clone()
     elif not data.is_cpu or not data.equal(value):
-        data.copy_(value)
+        with suppress(RuntimeError):  # nobody can write to what is expanded, neither did the model
+            data.copy_(value)
 
 
 def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:

@@ -19,7 +19,7 @@ import torch
 from captum_clustered import LayerAblationCam
 from captum_clustered.methods import METHODS, make
 from captum_clustered.metrics import confidences, deletion, infidelity, insertion
-from tests.engine.stateful_models import (
+from stateful_models import (
     BUILDS,
     PUT_BACK,
     Attribute,
