@@ -4,8 +4,8 @@ Every pass finds the model as the first one did, and so does the caller afterwar
 writes into itself is put back, see :mod:`captum_clustered._state`, and so are torch's flags and the
 random numbers that it drew.
 
-Private parts of PyTorch: `torch.utils._python_dispatch`, which shows the operations of one thread,
-and `OptimizedModule._orig_mod`, the model inside a compiled one.
+Private parts of PyTorch: `torch.utils._python_dispatch`, which shows the operations of one thread
+and hides them, and `OptimizedModule._orig_mod`, the model inside a compiled one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from captum_clustered._state import (
     ATOMS,
@@ -117,7 +117,8 @@ class Lent:
 
     def put_back(self) -> None:
         """Gives the model, and what else it may write into, the content that it had."""
-        self._memory.put_back()
+        with _disable_current_modes():  # a mode that watches the model is not to see this
+            self._memory.put_back()
 
     def _run(self, args: tuple[Any, ...]) -> Any:
         self.put_back()

@@ -10,7 +10,12 @@ def let_gradients_be_ones(monkeypatch):
 
     def stand_in(forward, layer, inputs, *, attribute_to_layer_input, output_fn, grad_kwargs):
         kept = []
-        handle = layer.register_forward_hook(lambda *args: kept.append(args[2]))
+
+        def hook(_, __, output):
+            kept.append(output)
+
+        hook.__module__ = "captum"  # whose hooks are left where they are
+        handle = layer.register_forward_hook(hook)
         try:
             with torch.enable_grad():
                 forward(inputs)

@@ -107,6 +107,7 @@ def test_every_method_leaves_the_model_as_it_was(kind):
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The images stay in the batch:UserWarning")
 def test_every_metric_leaves_the_model_as_it_was(kind):
     model, like = _model(kind)
     heat = X.mean(1, keepdim=True)
