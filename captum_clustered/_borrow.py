@@ -361,7 +361,7 @@ def _read_states() -> _States:
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     if "numpy" in sys.modules:
-        states["numpy"] = sys.modules["numpy"].random.get_state(legacy=False)
+        states["numpy"] = sys.modules["numpy"].random.get_state()
     return states
 
 
@@ -380,7 +380,7 @@ def _changed(before: _States, after: _States) -> set[str]:
     def plain(state: Any) -> Any:
         if isinstance(state, torch.Tensor):  # not by torch, whose operations may be intercepted
             return ctypes.string_at(state.data_ptr(), state.nbytes)
-        return repr(state)
+        return [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
 
     return {name for name in before if plain(before[name]) != plain(after[name])}
 
