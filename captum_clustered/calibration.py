@@ -273,28 +273,29 @@ def calibrate(
     image = model.image  # (N, C, *spatial)
     n, size = len(image), image.shape[2:]
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
-    output = model(image.clone())  # the model may write into its input
-    look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
-    # an image grows to many times its size inside the model
-    at_once = max_examples_per_batch or fitting(8 * image[:1].nbytes, image.device)
+    with model.lent() as model:
+        output = model(image)
+        look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
+        # an image grows to many times its size inside the model
+        at_once = max_examples_per_batch or fitting(8 * image[:1].nbytes, image.device)
 
-    found: list[tuple[Tensor, ...]] = []
-    start, width = 0, max(1, at_once // len(tried))
-    while start < n or not found:
-        rows = torch.arange(start, min(start + width, n), device=image.device)  # (r,)
-        bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
-        seen = look(bent.flatten(0, 1), rows.repeat(len(tried)), at_once)
-        if seen is None:
-            width = at_once = n
-            continue
-        scores = seen.view(len(tried), len(rows)).T  # (r, T)
-        areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
-        objectives = scores - area_weight * areas
-        # the first of equals, which is the map as it is
-        chosen = torch.where(objectives.isnan(), -torch.inf, objectives).argmax(1)  # (r,)
-        best = bent[chosen, torch.arange(len(rows), device=image.device)]  # (r, 1, *spatial)
-        found.append((best, chosen, objectives, scores, areas))
-        start += width
+        found: list[tuple[Tensor, ...]] = []
+        start, width = 0, max(1, at_once // len(tried))
+        while start < n or not found:
+            rows = torch.arange(start, min(start + width, n), device=image.device)  # (r,)
+            bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
+            seen = look(bent.flatten(0, 1), rows.repeat(len(tried)), at_once)
+            if seen is None:
+                width = at_once = n
+                continue
+            scores = seen.view(len(tried), len(rows)).T  # (r, T)
+            areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
+            objectives = scores - area_weight * areas
+            # the first of equals, which is the map as it is
+            chosen = torch.where(objectives.isnan(), -torch.inf, objectives).argmax(1)  # (r,)
+            best = bent[chosen, torch.arange(len(rows), device=image.device)]  # (r, 1, *spatial)
+            found.append((best, chosen, objectives, scores, areas))
+            start += width
     best, chosen, objectives, scores, areas = map(torch.cat, zip(*found, strict=True))
     unknown = (maps.status == Status.NOT_FINITE).view(-1, *[1] * (best.ndim - 1))
     return Calibration(

@@ -21,9 +21,10 @@ import torch
 from captum.attr import Attribution as CaptumAttribution
 from torch import Tensor, nn
 
+from captum_clustered._borrow import borrowed
 from captum_clustered._checks import check_choice, check_number
 from captum_clustered.calibration import SIGMOIDS, Calibration, Rising, calibrate
-from captum_clustered.engine.model import as_model, borrowed
+from captum_clustered.engine.model import as_model
 from captum_clustered.explainers.base import LayerExplainer, check_perturbations, unwrap
 from captum_clustered.explainers.results import Attribution
 from captum_clustered.fills import Blur, Fill, fill_image
@@ -322,22 +323,23 @@ class LayerCalibratedCam(LayerExplainer):
             ValueError: As :meth:`attribute`.
         """
         check_perturbations(perturbations_per_eval)
-        model = as_model(self.forward_func, inputs, additional_forward_args)
-        finer = self._finer(model.forward_func, model.args, attribute_to_layer_input)
-        layers = [TargetLayer(self.layer, "", at_input=attribute_to_layer_input, **self._layout())]
-        layers += [finer] if finer is not None else []
-        explainers = [
-            make(self.forward_func, layer.layer, **layer.settings)
-            for make, layer in zip(self.makers, layers, strict=False)
-        ]
-        at_input = [layer.at_input for layer in layers]
-        layered = LayeredCam(
-            explainers, floor=self.floor, smooth=self.smooth, at_input=at_input
-        ).explain(inputs, target, additional_forward_args)
-        at_once = None if perturbations_per_eval is None else perturbations_per_eval * model.n
-        with borrowed():
+        with borrowed(self.forward_func) as forward_func:
+            model = as_model(forward_func, inputs, additional_forward_args)
+            finer = self._finer(forward_func.forward_func, model.args, attribute_to_layer_input)
+            own = TargetLayer(self.layer, "", at_input=attribute_to_layer_input, **self._layout())
+            layers = [own] if finer is None else [own, finer]
+            layered = LayeredCam(
+                [
+                    make(self.forward_func, layer.layer, **layer.settings)
+                    for make, layer in zip(self.makers, layers, strict=False)
+                ],
+                floor=self.floor,
+                smooth=self.smooth,
+                at_input=[layer.at_input for layer in layers],
+            ).explain(inputs, target, additional_forward_args)
+            at_once = None if perturbations_per_eval is None else perturbations_per_eval * model.n
             found = calibrate(
-                model.forward_func,
+                forward_func,
                 inputs,
                 layered.attributions,
                 target,
@@ -364,8 +366,7 @@ class LayerCalibratedCam(LayerExplainer):
             return TargetLayer(self.finer_layer, _name_of(self.finer_layer, model))
         key = tuple(args[0].shape[1:]), at_input
         if key not in self._found:
-            with borrowed():
-                self._found[key] = find_finer_layer(model, self.layer, *args, at_input=at_input)
+            self._found[key] = find_finer_layer(model, self.layer, *args, at_input=at_input)
         return self._found[key]
 
 

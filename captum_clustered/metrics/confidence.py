@@ -21,7 +21,6 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from captum_clustered._borrow import lent
 from captum_clustered.fills import Fill, describe, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import (
@@ -332,8 +331,7 @@ def confidences(
         interpolation=interpolation,
     )
     background = fill_image(fill, image)
-    with lent(model.forward_func, *model.others) as forward_func:
-        model = dataclasses.replace(model, forward_func=forward_func)
+    with model.lent() as model:
         if original is None:
             output = model(image)
             name = check_score(score, output, model)

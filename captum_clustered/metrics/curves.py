@@ -5,7 +5,6 @@ Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018. Only the order of a map's value
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_clustered._borrow import lent
 from captum_clustered._checks import check_int
 from captum_clustered.fills import Blur, Fill, describe, fill_image
 from captum_clustered.metrics.maps import Interpolation, prepare
@@ -115,8 +113,7 @@ def insertion(
     """
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
     chunk = _at_a_time(model.image, max_examples_per_batch)
-    with lent(model.forward_func, *model.others) as forward_func:
-        model = dataclasses.replace(model, forward_func=forward_func)
+    with model.lent() as model:
         return _curve(
             "insertion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
         )
@@ -165,8 +162,7 @@ def deletion(
     """
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
     chunk = _at_a_time(model.image, max_examples_per_batch)
-    with lent(model.forward_func, *model.others) as forward_func:
-        model = dataclasses.replace(model, forward_func=forward_func)
+    with model.lent() as model:
         return _curve(
             "deletion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
         )

@@ -11,7 +11,6 @@ Called directly, Captum's functions go wrong with such maps:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
-from captum_clustered._borrow import lent
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
@@ -99,8 +97,7 @@ def infidelity(
     # Captum subtracts large squares that are nearly equal, which needs float64
     maps = maps.float() if image.device.type == "mps" else maps.double()
     spread = (maps / image.shape[1]).expand_as(image)
-    with lent(model.forward_func, *model.others) as forward_func:
-        model = dataclasses.replace(model, forward_func=forward_func)
+    with model.lent() as model:
         output = model(image)
         check_score(score, output, model)
         classes = resolve_target(output, target)
