@@ -11,6 +11,7 @@ and hides them, and `OptimizedModule._orig_mod`, the model inside a compiled one
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 import random
@@ -20,7 +21,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ from captum_clustered._state import (
     parts_of,
 )
 
-__all__ = ["Lent", "borrowed", "lent"]
+__all__ = ["Lent", "borrowed", "lent", "lent_to"]
 
 T = TypeVar("T")
 
@@ -201,6 +202,25 @@ def lent(forward_func: Callable[..., Any], *holders: Any) -> Iterator[Lent]:
             failed = False
         finally:
             model.give_back(failed=failed)
+
+
+class _Asked(Protocol):
+    """A frozen dataclass that holds a model and what else it takes."""
+
+    @property
+    def forward_func(self) -> Callable[..., Any]: ...
+    @property
+    def others(self) -> tuple[Any, ...]: ...
+
+
+A = TypeVar("A", bound=_Asked)
+
+
+@contextmanager
+def lent_to(asked: A) -> Iterator[A]:
+    """The same with a lent model, until the context is left."""
+    with lent(asked.forward_func, *asked.others) as forward_func:
+        yield dataclasses.replace(asked, forward_func=forward_func)  # type: ignore[type-var]
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int, check_number
 from captum_clustered.engine.model import fitting
 from captum_clustered.fills import Fill, fill_image, masked
@@ -273,7 +274,7 @@ def calibrate(
     image = model.image  # (N, C, *spatial)
     n, size = len(image), image.shape[2:]
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
-    with model.lent() as model:
+    with lent_to(model) as model:
         output = model(image)
         look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
         # an image grows to many times its size inside the model

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from captum_clustered._borrow import lent_to
 from captum_clustered.fills import Fill, describe, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Normalization, prepare
 from captum_clustered.metrics.scoring import (
@@ -331,7 +332,7 @@ def confidences(
         interpolation=interpolation,
     )
     background = fill_image(fill, image)
-    with model.lent() as model:
+    with lent_to(model) as model:
         if original is None:
             output = model(image)
             name = check_score(score, output, model)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
 from captum_clustered.fills import Blur, Fill, describe, fill_image
 from captum_clustered.metrics.maps import Interpolation, prepare
@@ -113,7 +114,7 @@ def insertion(
     """
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
     chunk = _at_a_time(model.image, max_examples_per_batch)
-    with model.lent() as model:
+    with lent_to(model) as model:
         return _curve(
             "insertion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
         )
@@ -162,7 +163,7 @@ def deletion(
     """
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
     chunk = _at_a_time(model.image, max_examples_per_batch)
-    with model.lent() as model:
+    with lent_to(model) as model:
         return _curve(
             "deletion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
         )

@@ -18,6 +18,7 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
+from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
@@ -97,7 +98,7 @@ def infidelity(
     # Captum subtracts large squares that are nearly equal, which needs float64
     maps = maps.float() if image.device.type == "mps" else maps.double()
     spread = (maps / image.shape[1]).expand_as(image)
-    with model.lent() as model:
+    with lent_to(model) as model:
         output = model(image)
         check_score(score, output, model)
         classes = resolve_target(output, target)

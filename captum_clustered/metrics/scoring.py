@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_clustered._borrow import lent
 from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet, tolerance
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
@@ -162,12 +160,6 @@ class ImageModel:
             additional = ()
         others = additional if isinstance(additional, tuple) else (additional,)
         return cls(forward_func, image, rest + others)
-
-    @contextmanager
-    def lent(self) -> Iterator[ImageModel]:
-        """The same, until the context is left, with a model that each pass finds as it was."""
-        with lent(self.forward_func, *self.others) as forward_func:
-            yield dataclasses.replace(self, forward_func=forward_func)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Runs the model on other images, one for each of the `N`, in the same order.
