@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
@@ -44,9 +45,26 @@ def make_folder(path: Path, name: str = "folder") -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all."""
+    """Writes a text, whole or not at all.
+
+    The name of a file that is not UTF-8 has characters that UTF-8 does not have; they are written
+    as JSON writes them.
+    """
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def digest_of(path: Path) -> str:
+    """What tells the content of a file from that of others: 32 digits of its SHA-256.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()[:32]
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -6,7 +6,9 @@ It imports nothing of this package, since the results stand on it. What users im
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +93,11 @@ def busiest(volume: Any) -> int:
     return int(np.nan_to_num(to_array(volume)).sum((1, 2)).argmax())
 
 
+def by_drop(groups: Iterable[Any]) -> list[Any]:
+    """Groups in the order in which pictures show them: the largest drops first, NaN last."""
+    return sorted(groups, key=lambda group: (math.isnan(group.drop), -group.drop))
+
+
 # --- words ----------------------------------------------------------------------------------------
 
 
@@ -130,12 +137,14 @@ def summary(counts: dict[str, int], n_groups: int, n_shown: int) -> str:
     Args:
         counts (dict): From :meth:`ClusteredAttribution.counts`.
         n_groups (int): How many groups there are.
-        n_shown (int): How many of them are shown, the largest.
+        n_shown (int): How many of them are shown, those with the largest drops.
 
     Returns:
         *str*: Such as ``"9 maps in 4 groups, all shown; 2 dead"``.
     """
-    which = f"the {n_shown} largest shown" if n_shown < n_groups else "all shown"
+    which = "all shown"
+    if n_shown < n_groups:
+        which = f"the {n_shown} with the largest drops shown"
     words = [
         f"{counted(counts['maps'], 'map')} in {counted(n_groups, 'group')}, {which}",
         f"{counts['dead_maps']} dead",
@@ -152,8 +161,23 @@ def coloured(heatmap: np.ndarray, cmap: str = CMAP) -> np.ndarray:
     """The colours `(..., 3)` in [0, 1] of values in [0, 1]."""
     from matplotlib import colormaps
 
+    check_look(cmap)
     colours: np.ndarray = colormaps[cmap](heatmap)[..., :3]
     return colours
+
+
+def check_look(cmap: str, alpha: float = ALPHA) -> None:
+    """Raises unless matplotlib knows the colour map, and `alpha` is a share."""
+    from matplotlib import colormaps
+
+    if cmap not in colormaps:
+        near = get_close_matches(str(cmap), list(colormaps), 3)
+        raise ValueError(
+            f"`cmap` must be a colour map of matplotlib, such as inferno, viridis or jet; got "
+            f"{cmap!r}.{' Close are: ' + ', '.join(near) if near else ''}"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must lie in [0, 1]; got {alpha}.")
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -234,8 +258,7 @@ def overlay(
     """
     image = check_image(image)
     heatmap = check_heatmap(heatmap, image.shape[:2])
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must lie in [0, 1]; got {alpha}.")
+    check_look(cmap, alpha)
     colours = coloured(heatmap, cmap)
     base = _luminance(image) if gray else image
     blended: np.ndarray = (1 - alpha) * base + alpha * colours
@@ -279,6 +302,7 @@ def compare(
     scores: Sequence[float] | None = None,
     masked_scores: Mapping[str, Sequence[float]] | None = None,
     outlines: Sequence[Any] | None = None,
+    labels: Sequence[str] | None = None,
     title: str | None = None,
     cmap: str = CMAP,
     alpha: float = ALPHA,
@@ -293,6 +317,8 @@ def compare(
         masked_scores (mapping, optional): By method, the score of each image masked by its map;
             written above the map with the drop in percent. Default: None
         outlines (sequence, optional): For each image the `outline` for :func:`overlay`, or None.
+            Default: None
+        labels (sequence of str, optional): What is written above each image, instead of "image".
             Default: None
         title (str, optional): A line above all. Default: None
         cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
@@ -323,7 +349,7 @@ def compare(
     several = to_array(image).ndim == 4
     images = [check_image(one) for one in (to_array(image) if several else [image])]
     rows = {name: list(to_array(maps) if several else [maps]) for name, maps in heatmaps.items()}
-    _check_lengths(len(images), rows, scores, masked_scores, outlines)
+    _check_lengths(len(images), rows, scores, masked_scores, outlines, labels)
     height, width = images[0].shape[:2]
     n_panels = 1 + len(rows)
     size = PANEL * (1 if len(images) == 1 else 0.8)
@@ -331,7 +357,8 @@ def compare(
     grid = figure.subplots(len(images), n_panels, squeeze=False)
     for i, (one, axes) in enumerate(zip(images, grid, strict=True)):
         score = None if scores is None else scores[i]
-        show_picture(axes[0], one, "image" if score is None else f"image: {score:.2f}")
+        label = "image" if labels is None else labels[i]
+        show_picture(axes[0], one, label if score is None else f"{label}: {score:.2f}")
         for ax, (name, maps) in zip(axes[1:], rows.items(), strict=True):
             words = name
             if masked_scores is not None and name in masked_scores:
@@ -379,13 +406,21 @@ def plain(heatmap: Any, *, title: str | None = None, cmap: str = CMAP) -> Figure
     return figure
 
 
-def show_one(image: np.ndarray | None, heatmap: np.ndarray, title: str | None) -> Figure:
+def show_one(
+    image: np.ndarray | None,
+    heatmap: np.ndarray,
+    title: str | None,
+    cmap: str = CMAP,
+    alpha: float = ALPHA,
+) -> Figure:
     """An image and its heat map, or the map alone; of a volume the slice with the most heat.
 
     Args:
         image (array or None): `(H, W, 3)` or `(D, H, W, 3)`, float in [0, 1].
         heatmap (array): `(H, W)` or `(D, H, W)`, float in [0, 1].
         title (str or None): A line above.
+        cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
+        alpha (float, optional): As for :func:`overlay`. Default: 0.55
 
     Returns:
         *Figure*: With the number of the slice behind the title.
@@ -397,8 +432,8 @@ def show_one(image: np.ndarray | None, heatmap: np.ndarray, title: str | None) -
         image, heatmap = None if image is None else image[best], heatmap[best]
     line = ", ".join(lines) or None
     if image is None:
-        return plain(heatmap, title=line)
-    return compare(image, {"heat map": heatmap}, title=line)
+        return plain(heatmap, title=line, cmap=cmap)
+    return compare(image, {"heat map": heatmap}, title=line, cmap=cmap, alpha=alpha)
 
 
 def _check_lengths(
@@ -407,11 +442,13 @@ def _check_lengths(
     scores: Sequence[float] | None,
     masked_scores: Mapping[str, Sequence[float]] | None,
     outlines: Sequence[Any] | None,
+    labels: Sequence[str] | None,
 ) -> None:
     given = {f"heatmaps[{name!r}]": maps for name, maps in rows.items()}
     given |= {f"masked_scores[{name!r}]": v for name, v in (masked_scores or {}).items()}
     given |= {} if scores is None else {"scores": scores}
     given |= {} if outlines is None else {"outlines": outlines}
+    given |= {} if labels is None else {"labels": labels}
     for name, values in given.items():
         if len(values) != n:
             raise ValueError(

@@ -29,6 +29,7 @@ from captum_clustered._pictures import (
     FOR,
     PANEL,
     add_colour_bar,
+    by_drop,
     check_image,
     coloured,
     compare,
@@ -64,7 +65,7 @@ def groups(
     cmap: str = CMAP,
     alpha: float = ALPHA,
 ) -> Figure:
-    """Shows the largest groups: where they respond, and how far the score falls without each.
+    """Shows the groups with the largest drops: where they respond, and how far the score falls.
 
     Each picture is the mean of a group's maps. It is enlarged to the image and scaled from its own
     minimum to its own maximum; both are written beneath it. All bars have the same scale. They show
@@ -97,7 +98,7 @@ def groups(
         '4 maps in 2 groups,'
     """
     own_size = _size_of_maps(result)
-    found = result.groups(example)
+    found = by_drop(result.groups(example))
     shown = found[:n]
     columns = min(4, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))

@@ -76,11 +76,12 @@ _Weighting = Annotated[
     ),
 ]
 _Target = Annotated[
-    str,
+    list[str],
     typer.Option(
         metavar="CLASS",
         help="The class to explain: predicted, given (where the data say it), or its index or "
-        "name.",
+        "name. explain also takes top:N, the N highest classes, and several: repeat it, or "
+        "separate indices by commas.",
     ),
 ]
 _MaskFill = Annotated[
@@ -133,8 +134,29 @@ _Images = Annotated[
     list[Path],
     typer.Argument(
         metavar="IMAGE",
-        help="Image or DICOM files; or volumes (.npy, .nii, .nii.gz) for a network of three "
-        "dimensions.",
+        help="Image or DICOM files, or folders of them; or volumes (.npy, .nii, .nii.gz) for a "
+        "network of three dimensions.",
+    ),
+]
+_Bare = Annotated[
+    bool,
+    typer.Option(
+        "--bare",
+        help="Write overlays without words too: STEM.bare.png on what the model sees, "
+        "STEM.original.png on the whole image.",
+    ),
+]
+_Colormap = Annotated[
+    str, typer.Option(metavar="NAME", help="A colour map of matplotlib, such as viridis or jet.")
+]
+_Alpha = Annotated[
+    float, typer.Option(metavar="SHARE", help="Share of the colour over the image, from 0 to 1.")
+]
+_Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Leave out the images whose results are there already, made with the same settings.",
     ),
 ]
 _Dicom = Annotated[
@@ -184,6 +206,10 @@ _BatchSize = Annotated[int, typer.Option(metavar="N", help="Images that are expl
 _Step = Annotated[
     int, typer.Option(metavar="N", help="Pixels at a time in insertion and deletion.")
 ]
+_RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Try the images again whose rows failed in an earlier run."),
+]
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -215,7 +241,7 @@ def explain(
     model: _Model,
     method: _Method = ["clustered-cam"],  # noqa: B006 (typer copies it)
     layer: _Layer = "auto",
-    target: _Target = "predicted",
+    target: _Target = ["predicted"],  # noqa: B006
     clusters: _Clusters = [],  # noqa: B006
     clusterer: _Clusterer = "own",
     weighting: _Weighting = [],  # noqa: B006
@@ -228,8 +254,12 @@ def explain(
     device: _Device = "auto",
     seed: _Seed = 0,
     html: _Html = False,
+    bare: _Bare = False,
+    colormap: _Colormap = "inferno",
+    alpha: _Alpha = 0.55,
     dicom: _Dicom = False,
     dicom_identifiers: _DicomIdentifiers = False,
+    resume: _Resume = False,
     debug: _Debug = False,
 ) -> None:
     """Explain images: write an overlay, a heat map and a record of each.
@@ -239,21 +269,23 @@ def explain(
     scaled) and STEM.json (settings, versions, score, groups, timings). With several methods the
     overlay shows them side by side, STEM.json lists them, and each has its own files
     STEM.METHOD.heatmap.npy, STEM.METHOD.map.npy and so on. With --html there is also STEM.html, a
-    page about the groups, and with --dicom STEM.overlay.dcm. An image that cannot be read is
-    reported and left out; the exit code is then 2. What a DICOM file says of patient and study is
-    written nowhere unless --dicom-identifiers asks for it.
+    page about the groups, and with --dicom STEM.overlay.dcm. If --out has results of another image
+    of that name, STEM gets a number. An image that cannot be explained is reported and left out;
+    the exit code is then 2. What a DICOM file says of patient and study is written nowhere unless
+    --dicom-identifiers asks for it.
     """
     from captum_clustered.app import errors
 
-    with errors.short_warnings(), errors.working_directory_on_path(), errors.reported(debug):
+    with errors.command(debug):
         from captum_clustered.app.explain import explain_all
-        from captum_clustered.evaluation.plan import Choices, listed, numbers
+        from captum_clustered.app.write import Output
+        from captum_clustered.evaluation.plan import Choices, classes, listed, numbers
 
         choices = Choices(
             model=model,
             methods=listed(method),
             layer=layer,
-            target=target,
+            target=classes(target),
             clusters=numbers(clusters),
             clusterer=clusterer,
             weightings=listed(weighting),
@@ -267,9 +299,15 @@ def explain(
             seed=seed,
             html=html,
         )
-        code = explain_all(
-            images, choices, dicom=dicom, keep_identifiers=dicom_identifiers, debug=debug
+        output = Output(
+            html=html,
+            bare=bare,
+            dicom=dicom,
+            keep_identifiers=dicom_identifiers,
+            colormap=colormap,
+            alpha=alpha,
         )
+        code = explain_all(images, choices, output, resume=resume, debug=debug)
         raise typer.Exit(code)
 
 
@@ -279,7 +317,7 @@ def evaluate(
     model: _Model,
     method: _Method = ["clustered-cam"],  # noqa: B006
     layer: _Layer = "auto",
-    target: _Target = "predicted",
+    target: _Target = ["predicted"],  # noqa: B006
     clusters: _Clusters = [],  # noqa: B006
     clusterer: _Clusterer = "own",
     weighting: _Weighting = [],  # noqa: B006
@@ -293,6 +331,7 @@ def evaluate(
     limit: _Limit = None,
     batch_size: _BatchSize = 1,
     step: _Step = 224,
+    retry_failed: _RetryFailed = False,
     out: _Out = Path("results"),
     checkpoint: _Checkpoint = None,
     weights: _Weights = "default",
@@ -303,21 +342,25 @@ def evaluate(
 ) -> None:
     """Compare methods on many images: rows, tables with intervals, figures.
 
-    If a run is stopped, the same command goes on from there. For several processes: torchrun
-    --nproc-per-node N -m captum_clustered evaluate ...
+    If a run is stopped, the same command goes on from there; methods and metrics may be added. For
+    several processes: torchrun --nproc-per-node N -m captum_clustered evaluate ...
+
+    Exit codes, of all commands: 0, all was done; 2, something is wrong with what was asked for, or
+    with an image while the others were done; 1, a fault of this program; 130, interrupted.
     """
     from captum_clustered.app import errors
 
-    with errors.short_warnings(), errors.working_directory_on_path(), errors.reported(debug):
+    with errors.command(debug):
         from captum_clustered.evaluation import Settings, listed, numbers, summarize
         from captum_clustered.evaluation import evaluate as run
+        from captum_clustered.evaluation.plan import classes
 
         settings = Settings(
             data=data,
             model=model,
             methods=listed(method),
             layer=layer,
-            target=target,
+            target=classes(target),
             clusters=numbers(clusters),
             clusterer=clusterer,
             weightings=listed(weighting),
@@ -331,6 +374,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             step=step,
+            retry_failed=retry_failed,
             out=out,
             checkpoint=checkpoint,
             weights=weights,
@@ -340,7 +384,8 @@ def evaluate(
         )
         outcome = run(settings, lambda line: errors.report(line, "note"))
         if outcome is not None:
-            typer.echo(summarize(outcome))
+            errors.say(summarize(outcome))
+            raise typer.Exit(errors.USER_ERROR if outcome.failed else 0)
 
 
 @app.command()
@@ -353,11 +398,11 @@ def demo(
     """Explain two photographs with EfficientNet-Lite0, beside Grad-CAM (needs the extra demo)."""
     from captum_clustered.app import errors
 
-    with errors.short_warnings(), errors.reported(debug):
+    with errors.command(debug):
         from captum_clustered.app.demo import run_demo
 
         for line in run_demo(out):
-            typer.echo(line)
+            errors.say(line)
 
 
 def main() -> None:

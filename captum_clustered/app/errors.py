@@ -5,13 +5,19 @@ or ImportError, since these say what is wrong and what to do; or if it is an OSE
 about the user's files. What the user's own model, transform or callable raises becomes such an
 error where it is called. All other errors are faults of this package or of a library: Python prints
 their traceback and ends with exit code 1.
+
+The exit codes of all commands: 0, everything was done; 1, a fault of ours; 2, something is wrong
+with what the user asked for, or with at least one image, while the others were done; 130, the
+command was interrupted (Ctrl-C or SIGTERM).
 """
 
 from __future__ import annotations
 
 import dis
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -25,10 +31,12 @@ import captum_clustered
 
 __all__ = [
     "USER_ERROR",
+    "command",
     "is_the_users",
     "one_line",
     "report",
     "reported",
+    "say",
     "short_warnings",
     "working_directory_on_path",
 ]
@@ -85,14 +93,56 @@ def reported(debug: bool = False) -> Iterator[None]:
 
 
 def report(line: str, kind: str = "error") -> None:
-    """Prints a line on the standard error stream."""
-    typer.echo(f"{_PROGRAM}: {kind}: {line}", err=True)
+    """Prints a line on the standard error stream, above a progress bar if there is one."""
+    _print(f"{_PROGRAM}: {kind}: {line}", sys.stderr)
+
+
+def say(line: str) -> None:
+    """Prints a line on the standard output, above a progress bar if there is one."""
+    _print(line, sys.stdout)
+
+
+def _print(line: str, stream: Any) -> None:
+    from tqdm import tqdm
+
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    # a file may have any name; a terminal that cannot show it must not stop the command
+    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line, or the error's type if it has none."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+@contextmanager
+def command(debug: bool = False) -> Iterator[None]:
+    """What all commands stand in: short warnings and errors, and SIGTERM ends like Ctrl-C.
+
+    Args:
+        debug (bool, optional): Whether to print the traceback of every error. Default: False
+
+    Raises:
+        typer.Exit: As :func:`reported`.
+    """
+    with _terminable(), short_warnings(), working_directory_on_path(), reported(debug):
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may set it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clustered._files import make_folder, require
-from captum_clustered.app.errors import USER_ERROR, is_the_users, one_line, report
+from captum_clustered._files import digest_of, make_folder, require
+from captum_clustered._pictures import check_look, counted
+from captum_clustered.app.errors import USER_ERROR, is_the_users, one_line, report, say
 from captum_clustered.app.levels import highest_classes, other_levels, shown_on_page
-from captum_clustered.app.write import unique_stems, write_explanation
+from captum_clustered.app.records import (
+    describe_class,
+    is_current,
+    name_of,
+    own_settings_of,
+    settings_of,
+    versions,
+)
+from captum_clustered.app.units import belongs_to, unique_stems
+from captum_clustered.app.write import Output, write_explanation
+from captum_clustered.evaluation.images import image_files
 from captum_clustered.evaluation.job import find_methods, prepare_choices
-from captum_clustered.evaluation.plan import Choices
+from captum_clustered.evaluation.plan import TOP, Choices
 from captum_clustered.evaluation.rows import OWN, Variant, title_of
 from captum_clustered.evaluation.variants import AnyMethod, make_explainer, named, variants
 from captum_clustered.explainers.ablation import ClusteredLayerAblation
 from captum_clustered.explainers.results import Attribution, ClusteredAttribution
 from captum_clustered.heatmap import scaled
 from captum_clustered.methods import METHODS
-from captum_clustered.models.images import read_picture
+from captum_clustered.models.images import Picture, read_picture
 from captum_clustered.models.medical import is_dicom
 from captum_clustered.models.prepared import Prepared, find_device
 from captum_clustered.page.image import ClassScore
@@ -39,12 +48,12 @@ __all__ = [
     "Explained",
     "Explainer",
     "Explanation",
+    "Page",
     "Panel",
     "explain_all",
     "explain_image",
     "prepare_explainer",
     "spatial",
-    "versions",
 ]
 
 # --- the command ----------------------------------------------------------------------------------
@@ -53,18 +62,20 @@ __all__ = [
 def explain_all(
     images: Sequence[Path],
     choices: Choices,
+    output: Output | None = None,
     *,
-    dicom: bool = False,
-    keep_identifiers: bool = False,
+    resume: bool = False,
     debug: bool = False,
 ) -> int:
     """Explains images and writes what was found into the folder of the choices.
 
     Args:
-        images (sequence of Path): The files.
+        images (sequence of Path): Files, and folders of files.
         choices (Choices): All that can be chosen.
-        dicom (bool, optional): Whether to save the overlay as DICOM too. Default: False
-        keep_identifiers (bool, optional): Whether that names patient and study. Default: False
+        output (Output, optional): How the results look and which files are written. Default: None
+            (the defaults)
+        resume (bool, optional): Whether images are left out whose results are there already, with
+            the same settings. Default: False
         debug (bool, optional): Whether to print the traceback of every error. Default: False
 
     Returns:
@@ -75,56 +86,90 @@ def explain_all(
         ValueError: If a choice does not fit.
         ImportError: If a package is missing.
     """
-    _check(images, choices, dicom, keep_identifiers)
+    output = Output(html=choices.html) if output is None else output
+    images = _expanded(images, choices.out)
+    _check(images, output)
     explainer = prepare_explainer(choices, images)
     make_folder(choices.out, "out")
     if explainer.prepared.has_random_weights:
         report("the weights are random, so the pictures mean nothing", "warning")
-    write = partial(
-        write_explanation,
-        out=choices.out,
-        html=choices.html,
-        dicom=dicom,
-        keep_identifiers=keep_identifiers,
-    )
-    return _each(explainer, images, write, debug)
+    return _each(explainer, images, output, resume, debug)
 
 
-def _check(images: Sequence[Path], choices: Choices, dicom: bool, keep_identifiers: bool) -> None:
-    if choices.html:
+def _expanded(images: Sequence[Path], out: Path) -> list[Path]:
+    """The files, with those in folders in place of the folders."""
+    return [
+        file
+        for path in images
+        for file in (image_files(path, apart=out) if path.is_dir() else [path])
+    ]
+
+
+def _check(images: Sequence[Path], output: Output) -> None:
+    check_look(output.colormap, output.alpha)
+    if output.html:
         require("jinja2", "html", "to write HTML pages")
-    if dicom:
+    if output.dicom:
         require("pydicom", "dicom", "to write DICOM")
-    if keep_identifiers and not dicom:
+    if output.keep_identifiers and not output.dicom:
         raise ValueError("`--dicom-identifiers` must come with --dicom; it came alone.")
-    strangers = [path for path in images if not is_dicom(path)] if keep_identifiers else []
+    strangers = [path for path in images if not is_dicom(path)] if output.keep_identifiers else []
     if strangers:
         raise ValueError(
             f"`--dicom-identifiers` must have DICOM files as images; got {strangers[0]}."
         )
 
 
-def _each(explainer: Explainer, images: Sequence[Path], write: Any, debug: bool) -> int:
+def _each(
+    explainer: Explainer, images: Sequence[Path], output: Output, resume: bool, debug: bool
+) -> int:
     from tqdm import tqdm
 
-    code = 0
+    code, there, out = 0, 0, explainer.choices.out
+    stems = unique_stems(images, partial(_is_free, explainer))
     with tqdm(total=len(images), unit="image", disable=len(images) < 2, file=sys.stderr) as bar:
-        for path, stem in zip(images, unique_stems(images), strict=True):
+        for path in images:
             try:
-                explanation = explain_image(explainer, path, levels=explainer.choices.html)
-                overlay = write(explanation, stem=stem)
+                stem = next(stems)
+                if resume and is_current(explainer, output, path, out / f"{stem}.json"):
+                    there += 1
+                    continue
+                explanation = explain_image(explainer, path, levels=output.html)
+                overlay = write_explanation(
+                    explanation, explainer.prepared, out, stem, output
+                )
             except Exception as error:  # the other images may be good
                 users = is_the_users(error)
                 code = code if code == 1 else (USER_ERROR if users else 1)
                 if debug or not users:
                     bar.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
                 line = one_line(error) if users else f"{type(error).__name__}: {one_line(error)}"
-                line = line if str(path) in line else f"{path}: {line}"
-                bar.write(f"captum-clustered: error: {line}", file=sys.stderr)
+                report(line if str(path) in line else f"{path}: {line}")
             else:
-                bar.write(f"{path}: {explanation.title}, see {overlay}", file=sys.stdout)
-            bar.update()
+                say(f"{path}: {explanation.title}, see {overlay}")
+            finally:
+                bar.update()
+    if there:
+        say(f"{counted(there, 'image')} of {len(images)} had been explained before; see {out}")
     return code
+
+
+def _is_free(explainer: Explainer, path: Path, name: str) -> bool:
+    """Whether the results of an image may have a name: no other image's files have it."""
+    out = explainer.choices.out
+    panels = explainer.panels
+    several = [f"{name}.{panel.name}" for panel in panels] if len(panels) > 1 else []
+    records = [out / f"{stem}.json" for stem in (name, *several)]
+    if not any(record.exists() for record in records):
+        return True
+    try:
+        image, digest = name_of(path), digest_of(path)
+    except OSError:
+        return True  # nothing will be written
+    free = all(belongs_to(record, image, digest) for record in records)
+    if not free:
+        report(f"{path}: {out} has results of another image under the name {name}", "note")
+    return free
 
 
 # --- what is found out ----------------------------------------------------------------------------
@@ -162,13 +207,14 @@ class Explainer:
         choices (Choices): What it was made from.
         prepared (Prepared): The model with its layer.
         panels (tuple[Panel, ...]): The methods that stand side by side.
-        target (int or None): The class; None for the one that is predicted.
+        targets (tuple[int or str, ...]): The classes: an index, ``"predicted"``, or ``"top:N"``
+            for the N highest.
     """
 
     choices: Choices
     prepared: Prepared
     panels: tuple[Panel, ...]
-    target: int | None
+    targets: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -177,15 +223,34 @@ class Explained:
 
     Attributes:
         panel (Panel): The method.
+        target (int): The class.
         result (Attribution): What it returned.
         heatmap (array): float32 `(H, W)` in [0, 1]; of a volume `(D, H, W)`.
         record (dict): What the record says of it, beside what the result itself says.
     """
 
     panel: Panel
+    target: int
     result: Attribution
     heatmap: np.ndarray
     record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page of one class shows.
+
+    Attributes:
+        shown (Explained): Clustered-CAM, or the first method with groups.
+        levels (mapping): Its results by the number of groups.
+        level (int): Which of them was asked for.
+        classes (tuple[ClassScore, ...]): The highest classes, and the one that is explained.
+    """
+
+    shown: Explained
+    levels: Mapping[int, ClusteredAttribution]
+    level: int
+    classes: tuple[ClassScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,28 +259,28 @@ class Explanation:
 
     Attributes:
         image (array): `(H, W, 3)` in [0, 1]; of a volume `(D, H, W, 3)`.
-        found (tuple[Explained, ...]): What each method says.
-        title (str): The class and its probability.
+        found (tuple[Explained, ...]): What each method says of each class.
+        titles (mapping): From each class to its name and probability.
         record (dict): What the record says of the image.
+        picture (Picture): The content of the file.
         path (Path): The file.
         frame (int): The frame of a DICOM file.
-        classes (tuple[ClassScore, ...]): The highest classes, and the one that is explained.
-        shown (Explained or None): What the page shows: Clustered-CAM, or the first method with
-            groups.
-        levels (mapping): Its results by the number of groups.
-        level (int): Which of them was asked for.
+        pages (tuple[Page, ...]): One for each class, if pages are wanted.
     """
 
     image: np.ndarray
     found: tuple[Explained, ...]
-    title: str
+    titles: Mapping[int, str]
     record: dict[str, Any]
+    picture: Picture
     path: Path
     frame: int = 1
-    classes: tuple[ClassScore, ...] = ()
-    shown: Explained | None = None
-    levels: Mapping[int, ClusteredAttribution] = field(default_factory=dict)
-    level: int = 0
+    pages: tuple[Page, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """All classes in a line."""
+        return "; ".join(self.titles.values())
 
 
 def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explainer:
@@ -233,14 +298,14 @@ def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explaine
         ValueError: If a choice does not fit.
         ImportError: If a package is missing.
     """
-    if choices.target == "given":
+    if "given" in choices.targets:
         raise ValueError(
             "`target` must be predicted, an index or a name where no data say the class; got given."
         )
     methods = find_methods(choices.methods, METHODS)
     wanted = variants(choices, methods)
     prepared = prepare_choices(choices, images, find_device(choices.device))
-    target = None if choices.target == "predicted" else prepared.target(choices.target)
+    targets = tuple(_target(prepared, word) for word in choices.targets)
     mask_fill = None if choices.mask_fill == OWN else prepared.fill(choices.mask_fill, "mask_fill")
     panels = []
     for v in wanted:
@@ -254,7 +319,34 @@ def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explaine
             "`html` must come with a method whose groups can be shown, such as clustered-cam; got "
             f"{', '.join(choices.methods)}."
         )
-    return Explainer(choices, prepared, tuple(panels), target)
+    return Explainer(choices, prepared, tuple(panels), targets)
+
+
+def _target(prepared: Prepared, word: str) -> int | str:
+    """An index, or what depends on the image."""
+    if word == "predicted":
+        return word
+    if not word.startswith(TOP):
+        return prepared.target(word)
+    count = word.removeprefix(TOP)
+    if not count.isdecimal() or not 1 <= int(count) <= prepared.n_classes:
+        raise ValueError(
+            f"`target` must be top:N with N from 1 to {prepared.n_classes}, the number of classes; "
+            f"got {word!r}."
+        )
+    return word
+
+
+def _classes(targets: Sequence[int | str], scores: Tensor) -> tuple[int, ...]:
+    """The classes of an image with scores `(n_classes,)`, each once."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    found: list[int] = []
+    for target in targets:
+        if isinstance(target, int):
+            found.append(target)
+        else:
+            found += order[: 1 if target == "predicted" else int(target.removeprefix(TOP))]
+    return tuple(dict.fromkeys(found))
 
 
 def _names(variant: Variant, all_variants: Sequence[Variant]) -> tuple[str, str]:
@@ -286,44 +378,50 @@ def explain_image(explainer: Explainer, path: Path, *, levels: bool = False) -> 
     x = prepared.input(picture)
     read = time.perf_counter()
     scores = prepared.scores(x)[0].float().cpu()
-    target = explainer.target
-    if target is None:
-        target = prepared.target("predicted", scores)
     seconds = {"read": read - begin, "forward": time.perf_counter() - read}
-    found = tuple(_explained(explainer, panel, x, target) for panel in explainer.panels)
-
-    probability, how = prepared.probability(scores, target)
-    title = prepared.title(scores, target)
+    _check_finite(x, scores)
+    targets = _classes(explainer.targets, scores)
+    titles = {target: prepared.title(scores, target) for target in targets}
+    if prepared.has_random_weights:
+        titles = {target: f"{title}, random weights" for target, title in titles.items()}
+    found = tuple(
+        _explained(explainer, panel, x, target) for target in targets for panel in explainer.panels
+    )
+    described = [describe_class(prepared, scores, target) for target in targets]
     record = {
-        # folders of a hospital's files are often named after patients
-        "image": path.name if picture.is_dicom else str(path),
+        "image": name_of(path),
+        "image_digest": digest_of(path),
         "image_size": picture.size,
         **({"frame": {"number": frame, "of": picture.frames}} if picture.is_dicom else {}),
-        "settings": _settings(explainer),
+        "settings": settings_of(explainer),
         "versions": versions(),
-        "target": {
-            "index": target,
-            "name": prepared.class_name(target),
-            "score": float(scores[target]),
-            "probability": probability,
-            "probability_is": how,
-        },
+        **({"target": described[0]} if len(described) == 1 else {"targets": described}),
         "seconds": seconds,
     }
-    shown = shown_on_page(found) if levels else None
-    level, by_level = (0, {}) if shown is None else other_levels(prepared, shown, x, target)
     return Explanation(
         image=prepared.display(picture),
         found=found,
-        title=f"{title}, random weights" if prepared.has_random_weights else title,
+        titles=titles,
         record=record,
+        picture=picture,
         path=path,
         frame=frame,
-        classes=highest_classes(prepared, scores, target) if levels else (),
-        shown=shown,
-        levels=by_level,
-        level=level,
+        pages=tuple(_pages(prepared, found, x, scores)) if levels else (),
     )
+
+
+def _check_finite(x: Tensor, scores: Tensor) -> None:
+    """Refuses scores of which nothing follows; some models give -inf for a class that is barred."""
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            "the model's input must be finite; its values are NaN or infinite. Look at the file, "
+            "and at the transform."
+        )
+    if bool(scores.isnan().any() | scores.isposinf().any() | scores.isneginf().all()):
+        raise ValueError(
+            f"the model's scores must be finite; {int((~scores.isfinite()).sum())} of "
+            f"{len(scores)} are not. Look at the weights, and at the type of their numbers."
+        )
 
 
 def _explained(explainer: Explainer, panel: Panel, x: Tensor, target: int) -> Explained:
@@ -336,22 +434,22 @@ def _explained(explainer: Explainer, panel: Panel, x: Tensor, target: int) -> Ex
             result = Attribution(panel.explainer.attribute(x, target=target, **at_input))
     heat = spatial(result.attributions, x)
     record = {
-        "settings": _own_settings(explainer, panel),
+        "settings": own_settings_of(explainer, panel),
         "seconds": {"explain": time.perf_counter() - begin},
     }
-    return Explained(panel, result, scaled(heat[0, 0], x.shape[2:]).numpy(), record)
+    heatmap = scaled(heat[0, 0], x.shape[2:]).numpy()
+    return Explained(panel, target, result, heatmap, record)
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    import captum
-
-    return {
-        "captum_clustered": version("captum-clustered"),
-        "captum": captum.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def _pages(
+    prepared: Prepared, found: Sequence[Explained], x: Tensor, scores: Tensor
+) -> Iterator[Page]:
+    """A page for each class."""
+    for target in dict.fromkeys(one.target for one in found):
+        shown = shown_on_page([one for one in found if one.target == target])
+        if shown is not None:
+            level, by_level = other_levels(prepared, shown, x, target)
+            yield Page(shown, by_level, level, highest_classes(prepared, scores, target))
 
 
 def spatial(attributions: Any, x: Tensor) -> Tensor:
@@ -379,38 +477,3 @@ def spatial(attributions: Any, x: Tensor) -> Tensor:
         )
     heat: Tensor = attributions.detach()
     return heat
-
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def _settings(explainer: Explainer) -> dict[str, Any]:
-    choices, prepared = explainer.choices, explainer.prepared
-    return {
-        "model": prepared.loaded.name,
-        "weights": prepared.loaded.weights,
-        "checkpoint": None if choices.checkpoint is None else str(choices.checkpoint),
-        "layer_asked_for": choices.layer,
-        "layer": prepared.layer.name,
-        "attribute_to_layer_input": prepared.layer.at_input,
-        "channel_dim": prepared.layer.channel_dim,
-        "target_asked_for": choices.target,
-        "target": "predicted" if explainer.target is None else explainer.target,
-        "mask_fill": choices.mask_fill,
-        "score": prepared.score,
-        "device": prepared.device,
-        "seed": choices.seed,
-    }
-
-
-def _own_settings(explainer: Explainer, panel: Panel) -> dict[str, Any]:
-    settings: dict[str, Any] = {"method": panel.variant.method}
-    if panel.variant.clusters is not None:
-        settings["clusters"] = panel.variant.clusters
-    if panel.variant.weighting is not None:
-        settings["weighting"] = panel.variant.weighting
-    if "clusterer" in panel.method.settings:
-        settings["clusterer"] = explainer.choices.clusterer
-    if hasattr(panel.explainer, "clusterer"):
-        settings["clusterer_settings"] = repr(panel.explainer.clusterer)
-    return settings

@@ -2,68 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_clustered._files import to_json, write_figure, write_text
-from captum_clustered._pictures import busiest
+from captum_clustered._files import to_json, whole, write_figure, write_text
+from captum_clustered._pictures import ALPHA, CMAP, busiest
+from captum_clustered.app.units import replaced
+from captum_clustered.models.images import crop_of
 from captum_clustered.models.medical import is_dicom, save_secondary_capture
 from captum_clustered.page.image import image_page
 from captum_clustered.visualization import compare, describe, overlay
 
 if TYPE_CHECKING:
-    from captum_clustered.app.explain import Explained, Explanation
+    from matplotlib.figure import Figure
 
-__all__ = ["unique_stems", "write_explanation"]
+    from captum_clustered.app.explain import Explained, Explanation, Page
+    from captum_clustered.models.prepared import Prepared
+
+__all__ = ["Output", "write_explanation"]
 
 
-def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """Names for the results of images: the file's stem, with a number if another file has it.
+@dataclass(frozen=True)
+class Output:
+    """How results look, and which files are written beside the usual ones.
 
-    Example::
-
-        >>> unique_stems([Path("a/cat.png"), Path("b/Cat.jpg"), Path("cat-2.png")])
-        ['cat', 'Cat-3', 'cat-2']
+    Attributes:
+        html (bool): Whether to write a page for each class.
+        bare (bool): Whether to write overlays without words: on what the model sees, and on the
+            whole image.
+        dicom (bool): Whether to save the overlay of the first method as DICOM too.
+        keep_identifiers (bool): Whether that names patient and study.
+        colormap (str): A matplotlib colour map.
+        alpha (float): Share of the colour over the image, in [0, 1].
     """
-    stems = [path.stem.removesuffix(".nii") for path in paths]  # of .nii.gz
-    taken = {stem.casefold() for stem in stems}  # some file systems do not tell Cat from cat
-    seen: set[str] = set()
-    names = []
-    for stem in stems:
-        name, number = stem, 2
-        while name.casefold() in (seen if name == stem else seen | taken):
-            name, number = f"{stem}-{number}", number + 1
-        seen.add(name.casefold())
-        names.append(name)
-    return names
+
+    html: bool = False
+    bare: bool = False
+    dicom: bool = False
+    keep_identifiers: bool = False
+    colormap: str = CMAP
+    alpha: float = ALPHA
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """What the record says of the look."""
+        return {"colormap": self.colormap, "alpha": self.alpha}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The files that the record lists beside the usual ones."""
+        wanted = {"page": self.html, "bare": self.bare, "dicom": self.dicom}
+        return [kind for kind, is_wanted in wanted.items() if is_wanted]
 
 
 def write_explanation(
-    explanation: Explanation,
-    out: Path,
-    stem: str,
-    *,
-    html: bool = False,
-    dicom: bool = False,
-    keep_identifiers: bool = False,
+    explanation: Explanation, prepared: Prepared, out: Path, stem: str, output: Output
 ) -> Path:
-    """Writes the files of an explanation into a folder, the record last.
+    """Writes the files of an explanation into a folder, in place of older ones of this name.
 
-    With one method these are what :meth:`captum_clustered.explainers.results.Attribution.save`
-    writes under the name ``STEM``. With several, each method has these files under the name
-    ``STEM.METHOD``; ``STEM.overlay.png`` shows all side by side, and ``STEM.json`` lists them.
+    With one method and class these are what
+    :meth:`captum_clustered.explainers.results.Attribution.save` writes under the name ``STEM``.
+    With several, each has these files under a name of its own, such as ``STEM.METHOD`` or
+    ``STEM.METHOD.class7``; ``STEM.overlay.png`` shows all side by side, and ``STEM.json`` lists
+    them.
 
     Args:
         explanation (Explanation): From :func:`captum_clustered.app.explain.explain_image`.
+        prepared (Prepared): The model with its transform.
         out (Path): The folder; it is there.
         stem (str): The beginning of the files' names.
-        html (bool, optional): Whether to write a page. Default: False
-        dicom (bool, optional): Whether to save the overlay of the first method as DICOM too.
-            Default: False
-        keep_identifiers (bool, optional): Whether that names patient and study. Default: False
+        output (Output): How the results look and which files are written.
 
     Returns:
         *Path*: The overlay.
@@ -71,98 +83,209 @@ def write_explanation(
     Raises:
         ValueError: If a page is wanted, and no method has groups.
     """
-    more: dict[str, str] = {}
-    if dicom:
-        more["dicom"] = f"{stem}.overlay.dcm"
-        _write_dicom(explanation, out / more["dicom"], keep_identifiers)
-    if html:
-        more["page"] = f"{stem}.html"
-        write_text(out / more["page"], _page(explanation, stem))
-    if len(explanation.found) == 1:
-        one = explanation.found[0]
-        record = {**explanation.record, **_merged(explanation, one), "files": more}
+    with replaced(out, stem) as part:
+        _Writing(explanation, prepared, part, stem, output).write()
+    return out / f"{stem}.overlay.png"
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """One explanation on its way into a folder."""
+
+    explanation: Explanation
+    prepared: Prepared
+    folder: Path
+    stem: str
+    output: Output
+
+    def write(self) -> None:
+        more: dict[str, str] = {}
+        if self.output.dicom:
+            more["dicom"] = self._dicom()
+        if self.output.html:
+            more |= self._pages()
+        if len(self.explanation.found) == 1:
+            self._save(self.explanation.found[0], self.stem, self.explanation.title, more)
+            return
+        methods = {}
+        for one in self.explanation.found:
+            name = self._name(one)
+            title = f"{one.panel.title}: {self.explanation.titles[one.target]}"
+            files = self._save(one, f"{self.stem}.{name}", title, {})
+            methods[name] = {**one.record, "class": one.target, "files": files}
+        write_figure(self.folder / f"{self.stem}.overlay.png", self._side_by_side())
+        record = {
+            **self.explanation.record,
+            "look": self.output.look,
+            "methods": methods,
+            "files": {"overlay": f"{self.stem}.overlay.png", **more},
+        }
+        write_text(self.folder / f"{self.stem}.json", to_json(record))
+
+    def _name(self, one: Explained) -> str:
+        """What tells the files of one heat map from those of the others."""
+        several_classes = len(self.explanation.titles) > 1
+        several_methods = len(self.explanation.found) > len(self.explanation.titles)
+        parts = [one.panel.name] if several_methods or not several_classes else []
+        return ".".join([*parts, f"class{one.target}"] if several_classes else parts)
+
+    def _save(self, one: Explained, name: str, title: str, more: dict[str, str]) -> dict[str, str]:
+        """The files of one heat map; returns their names."""
+        merged = {
+            part: {**self.explanation.record[part], **one.record[part]}
+            for part in ("settings", "seconds")
+        }
+        more = {**more, **(self._bare(one, name) if self.output.bare else {})}
         files = one.result.save(
-            out, explanation.image, name=stem, title=explanation.title, record=record
+            self.folder,
+            self.explanation.image,
+            name=name,
+            title=title,
+            record={
+                **self.explanation.record,
+                **merged,
+                "look": self.output.look,
+                "files": more,
+            },
+            cmap=self.output.colormap,
+            alpha=self.output.alpha,
         )
-        return files["overlay"]
-    return _write_several(explanation, out, stem, more)
+        return {**{kind: path.name for kind, path in files.items()}, **more}
 
+    def _bare(self, one: Explained, name: str) -> dict[str, str]:
+        """Overlays without words: on what the model sees, and where that is known, on the image."""
+        image, heatmap = self._flat(one)
+        files = {"bare": f"{name}.bare.png"}
+        _write_picture(self.folder / files["bare"], self._overlay(image, heatmap))
+        pixels = self.explanation.picture.pixels
+        if isinstance(pixels, np.ndarray):
+            return files
+        crop = crop_of(self.prepared.loaded.transform, pixels.size)
+        if crop is None:
+            return files
+        files["original"] = f"{name}.original.png"
+        whole_image = np.asarray(pixels, dtype=np.float32) / 255
+        placed = _placed(heatmap, crop, pixels.size)
+        _write_picture(self.folder / files["original"], self._overlay(whole_image, placed))
+        return files
 
-def _write_several(explanation: Explanation, out: Path, stem: str, more: dict[str, str]) -> Path:
-    methods = {}
-    for one in explanation.found:
-        files = one.result.save(
-            out,
-            explanation.image,
-            name=f"{stem}.{one.panel.name}",
-            title=f"{one.panel.title}: {explanation.title}",
-            record={**explanation.record, **_merged(explanation, one)},
+    def _overlay(self, image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+        return overlay(image, heatmap, cmap=self.output.colormap, alpha=self.output.alpha)
+
+    def _flat(self, one: Explained) -> tuple[np.ndarray, np.ndarray]:
+        """Image and heat map; of a volume the slice where the first method has most heat."""
+        image = self.explanation.image
+        if image.ndim == 3:
+            return image, one.heatmap
+        best = busiest(self.explanation.found[0].heatmap)
+        return image[best], one.heatmap[best]
+
+    def _side_by_side(self) -> Figure:
+        """Methods in columns, and classes in rows."""
+        titles, found = self.explanation.titles, self.explanation.found
+        where = ""
+        if self.explanation.image.ndim == 4:
+            best = busiest(found[0].heatmap)
+            where = f"slice {best + 1} of {len(self.explanation.image)}"
+        image = self._flat(found[0])[0]
+        maps: dict[str, list[np.ndarray]] = {}
+        for one in found:
+            maps.setdefault(one.panel.title, []).append(self._flat(one)[1])
+        look = {"cmap": self.output.colormap, "alpha": self.output.alpha}
+        if len(titles) == 1:
+            title = ", ".join(part for part in (self.explanation.title, where) if part)
+            return compare(image, {name: own[0] for name, own in maps.items()}, title=title, **look)
+        images = np.stack([image] * len(titles))
+        heatmaps = {name: np.stack(own) for name, own in maps.items()}
+        labels = [title.replace(", ", "\n", 1) for title in titles.values()]
+        return compare(images, heatmaps, labels=labels, title=where or None, **look)
+
+    def _dicom(self) -> str:
+        name = f"{self.stem}.overlay.dcm"
+        path = self.explanation.path
+        save_secondary_capture(
+            self._overlay(*self._flat(self.explanation.found[0])),
+            self.folder / name,
+            source=path if is_dicom(path) else None,
+            frame=self.explanation.frame,
+            keep_identifiers=self.output.keep_identifiers,
         )
-        names = {kind: path.name for kind, path in files.items()}
-        methods[one.panel.name] = {**one.record, "files": names}
-    image, heatmaps, where = _one_slice(explanation)
-    path = out / f"{stem}.overlay.png"
-    write_figure(path, compare(image, heatmaps, title=explanation.title + where))
-    files_of_all = {"overlay": path.name, **more}
-    record = {**explanation.record, "methods": methods, "files": files_of_all}
-    write_text(out / f"{stem}.json", to_json(record))
-    return path
+        return name
 
+    # --- pages ---
 
-def _merged(explanation: Explanation, one: Explained) -> dict[str, Any]:
-    """The entries to which the image and the method both add."""
-    return {
-        name: {**explanation.record[name], **one.record[name]} for name in ("settings", "seconds")
-    }
+    def _pages(self) -> dict[str, str]:
+        """A page for each class, that of the first under the image's own name."""
+        pages = self.explanation.pages
+        if not pages:
+            raise ValueError("`html` must come with a method that has groups; got none.")
+        targets = [page.shown.target for page in pages]
+        names = {t: f"{self.stem}{f'.class{t}' if t != targets[0] else ''}.html" for t in targets}
+        for page in pages:
+            text = self._page(page, names)
+            write_text(self.folder / names[page.shown.target], text)
+        return {f"page{f'_{t}' if t != targets[0] else ''}": name for t, name in names.items()}
 
-
-def _write_dicom(explanation: Explanation, path: Path, keep_identifiers: bool) -> None:
-    image, heatmaps, _ = _one_slice(explanation)
-    save_secondary_capture(
-        overlay(image, next(iter(heatmaps.values()))),
-        path,
-        source=explanation.path if is_dicom(explanation.path) else None,
-        frame=explanation.frame,
-        keep_identifiers=keep_identifiers,
-    )
-
-
-def _one_slice(explanation: Explanation) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
-    """What a flat picture shows; of a volume, the slice where the first method has most heat."""
-    image = explanation.image
-    heatmaps = {one.panel.title: one.heatmap for one in explanation.found}
-    if image.ndim == 3:
-        return image, heatmaps, ""
-    first = explanation.found[0].heatmap
-    best = busiest(first)
-    where = f", slice {best + 1} of {len(image)}"
-    return image[best], {title: heat[best] for title, heat in heatmaps.items()}, where
-
-
-def _page(explanation: Explanation, stem: str) -> str:
-    shown = explanation.shown
-    if shown is None:
-        raise ValueError("`html` must come with a method that has groups; got none.")
-    record = {**explanation.record, **_merged(explanation, shown)}
-    result = explanation.levels[explanation.level]
-    record["replay"] = {"path": result.replay, "reason": result.replay_reason}
-    notes = [describe(shown.heatmap)]
-    if record["settings"]["weights"] == "random":
-        notes.append("The weights are random, so the page means nothing.")
-    others = [one.panel.title for one in explanation.found if one is not shown]
-    if others:
-        notes.append(
-            f"This page shows {shown.panel.title}; {stem}.overlay.png also shows "
-            f"{', '.join(others)}."
+    def _page(self, page: Page, names: Mapping[int, str]) -> str:
+        shown, titles = page.shown, self.explanation.titles
+        result = page.levels[page.level]
+        settings = {**self.explanation.record["settings"], **shown.record["settings"]}
+        record = {**self.explanation.record, "settings": settings}
+        record["seconds"] = {**record["seconds"], **shown.record["seconds"]}
+        record["replay"] = {"path": result.replay, "reason": result.replay_reason}
+        notes = [describe(shown.heatmap)]
+        if settings["weights"] == "random":
+            notes.append("The weights are random, so the page means nothing.")
+        others = dict.fromkeys(
+            one.panel.title for one in self.explanation.found if one.panel != shown.panel
         )
-    names = ("image_size", "frame", "settings", "replay", "versions", "seconds")
-    return image_page(
-        explanation.image,
-        explanation.levels,
-        explanation.level,
-        title=stem,
-        subtitle=explanation.title,
-        classes=explanation.classes,
-        settings={name: record[name] for name in names if name in record},
-        notes=[note for note in notes if note],
-    )
+        if others:
+            notes.append(
+                f"This page shows {shown.panel.title}; {self.stem}.overlay.png also shows "
+                f"{', '.join(others)}."
+            )
+        entries = ("image_size", "frame", "settings", "replay", "versions", "seconds")
+        return image_page(
+            self.explanation.image,
+            page.levels,
+            page.level,
+            title=self.explanation.path.name,
+            subtitle=titles[shown.target],
+            classes=page.classes,
+            pages=[
+                (title, names[target], target == shown.target) for target, title in titles.items()
+            ],
+            settings={name: record[name] for name in entries if name in record},
+            notes=[note for note in notes if note],
+            cmap=self.output.colormap,
+            alpha=self.output.alpha,
+        )
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    with whole(path) as part:
+        Image.fromarray(np.round(255 * picture).astype(np.uint8)).save(part, format="png")
+
+
+def _placed(heatmap: np.ndarray, crop: Any, size: tuple[int, int]) -> np.ndarray:
+    """A heat map `(h, w)` laid where it belongs in an image of a size; NaN around it."""
+    (across, x0), (down, y0) = crop
+    columns = (np.arange(size[0]) + 0.5 - x0) / across  # in the heat map's pixels
+    rows = (np.arange(size[1]) + 0.5 - y0) / down
+    height, width = heatmap.shape
+    x1, x2, dx = _between(columns, width)
+    y1, y2, dy = _between(rows, height)
+    lines = heatmap[:, x1] * (1 - dx) + heatmap[:, x2] * dx  # (h, W)
+    placed: np.ndarray = lines[y1] * (1 - dy)[:, None] + lines[y2] * dy[:, None]  # (H, W)
+    placed[(rows < 0) | (rows > height)] = np.nan
+    placed[:, (columns < 0) | (columns > width)] = np.nan
+    return placed
+
+
+def _between(places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each place the pixel before it, the one behind it, and the share of the latter."""
+    at = np.clip(places - 0.5, 0, length - 1)
+    first = np.floor(at).astype(int)
+    return first, np.minimum(first + 1, length - 1), at - first

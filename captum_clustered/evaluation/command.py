@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_clustered._files import make_folder, whole, write_text
+from captum_clustered._pictures import counted
 from captum_clustered.evaluation import figures, pages, records, report, running
 from captum_clustered.evaluation.rows import Key, Row, key_of
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from captum_clustered.evaluation.processes import World
 
 __all__ = ["Outcome", "run", "summarize"]
+
+_SOON = 20  # seconds, of which nothing needs to be said
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ def summarize(outcome: Outcome) -> str:
     """Describes an outcome in words."""
     lines = [f"{outcome.images} images, {outcome.variants} variants"]
     if outcome.failed:
-        counted = "1 image" if outcome.failed == 1 else f"{outcome.failed} images"
-        lines[0] += f"; {counted} failed, rows.jsonl says why"
+        lines[0] += (
+            f"; {counted(outcome.failed, 'image')} failed: rows.jsonl says why, and "
+            "--retry-failed tries again"
+        )
     return "\n".join([*lines, *[f"  {path}" for path in outcome.files]])
 
 
@@ -62,25 +68,27 @@ def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome
         *Outcome* or *None*: None in all processes but the first.
 
     Raises:
-        ValueError: If `out` is no folder or has rows of other settings, or if every image failed.
+        ValueError: If `out` is no folder or has rows of other settings or other files, or if every
+            image failed.
         OSError: If a row cannot be written, as on a full disk.
     """
     out = job.settings.out
-    with _folder(job, world):
-        there = set(records.read_rows(out))
-        batches = running.share(job.work, there, world.rank, world.size)
+    with _folder(job, world, say):
+        done = _done(records.read_rows(out), job)
+        batches = running.share(job.work, done, world.rank, world.size)
         world.wait()  # nobody writes before all have read
         missing = sum(
-            key_of(task.image, variant) not in there
+            key_of(task.image, variant) not in done
             for batch in batches
             for task in batch
             for variant in job.variants
         )
-        if world.leads and there:
-            say(f"{out} has {len(there)} of {len(job.keys)} rows; going on with the others")
+        if world.leads:
+            _say_what_is_left(job, len(done), say)
         with records.Rows(out, world.rank) as rows, _bar(missing, world) as tick:
+            told = _telling(missing, len(job.variants) * job.settings.batch_size, tick, say)
             try:
-                running.run(job.work, batches, there, rows, tick)
+                running.run(job.work, batches, done, rows, told if world.leads else tick)
             except KeyboardInterrupt:
                 say("stopped; the same command goes on from here")
                 raise
@@ -88,8 +96,58 @@ def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome
         return _finish(job) if world.leads else None
 
 
+def _done(rows: Mapping[Key, Row], job: Job) -> set[Key]:
+    """The rows that need nothing more; a metric may have been added since they were written."""
+    return {
+        key
+        for key, row in rows.items()
+        if row["status"] != "ok" or all(name in row for name in job.metrics)
+    }
+
+
+def _say_what_is_left(job: Job, done: int, say: Callable[[str], object]) -> None:
+    rows = len(job.keys)
+    if done:
+        say(f"{job.settings.out} has {done} of {rows} rows; going on with the others")
+    elif rows:
+        images, variants = counted(len(job.images), "image"), counted(len(job.variants), "variant")
+        say(f"{images} x {variants} = {counted(rows, 'row')}")
+
+
+def _telling(
+    missing: int, first: int, tick: Callable[[int], object], say: Callable[[str], object]
+) -> Callable[[int], object]:
+    """A `tick` that says once, after the first rows, how long all will take."""
+    begin, seen = time.monotonic(), 0
+
+    def told(count: int) -> None:
+        nonlocal seen
+        tick(count)
+        seen += count
+        if seen - count < first <= seen < missing:
+            left = (time.monotonic() - begin) / seen * (missing - seen)
+            if left > _SOON:
+                say(f"after {counted(seen, 'row')}: about {_duration(left)} to go")
+
+    return told
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, as exact as one needs it.
+
+    Example::
+
+        >>> _duration(40), _duration(130), _duration(7000)
+        ('40 seconds', '2 minutes', '2 hours')
+    """
+    for unit, size in (("hour", 3600), ("minute", 60)):
+        if seconds >= 1.5 * size:
+            return counted(round(seconds / size), unit)
+    return counted(round(seconds), "second")
+
+
 @contextmanager
-def _folder(job: Job, world: World) -> Iterator[None]:
+def _folder(job: Job, world: World, say: Callable[[str], object]) -> Iterator[None]:
     """Makes and locks the folder of the results, and checks it in all processes."""
     out = job.settings.out
     problem = None
@@ -105,7 +163,7 @@ def _folder(job: Job, world: World) -> Iterator[None]:
     with lock:
         if world.leads:
             try:
-                records.check_config(out, job.config)
+                _claim(job, say)
             except ValueError as error:
                 problem = str(error)
         problem, compared = world.from_leader((problem, job.config["compared"]))
@@ -119,6 +177,15 @@ def _folder(job: Job, world: World) -> Iterator[None]:
         if not (out / "config.json").exists():
             raise ValueError(f"`out` must be a folder that all processes share; got {out}.")
         yield
+
+
+def _claim(job: Job, say: Callable[[str], object]) -> None:
+    """Sees to it that the rows in the folder are of this job, and takes out what is tried again."""
+    out = job.settings.out
+    records.check_config(out, job.config)
+    if job.settings.retry_failed:
+        say(f"{counted(records.forget_failed(out), 'failed row')} tried again")
+    records.check_inputs(out, job.inputs, records.read_rows(out))
 
 
 @contextmanager
@@ -147,7 +214,7 @@ def _finish(job: Job) -> Outcome:
     rows = records.read_rows(out)
     records.merge(out, rows, job.keys)
     columns = [
-        report.Column(name, metric.head, metric.is_rate, metric.unit)
+        report.Column(name, metric.head, metric.is_rate, metric.unit, metric.needs_object)
         for name, metric in job.metrics.items()
     ]
     found = report.make_report(

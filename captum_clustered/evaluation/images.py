@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 
     from captum_clustered.models.prepared import Prepared
 
-__all__ = ["Item", "Loaded", "find_images", "labels_of", "load_image", "load_mask"]
+__all__ = [
+    "OBJECTS",
+    "Item",
+    "Loaded",
+    "find_images",
+    "image_files",
+    "labels_of",
+    "load_image",
+    "load_mask",
+]
 
 _SUFFIXES = {
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
     *DICOM_SUFFIXES,
 }
 _COLUMNS = ("path", "class", "case", "mask", "boxes")
+OBJECTS = ("inside", "not_given", "empty", "cut_off")
+"""What became of an image's object: it is in the model's input; the data give none; its mask is
+black or its boxes have no pixel; the model's transform leaves nothing of it."""
+
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 
@@ -39,10 +52,12 @@ class Loaded:
     Attributes:
         pixels (Tensor): `(C, *spatial)`.
         inside (Tensor or None): bool `(1, *spatial)`, where the object is.
+        object (str or None): One of :data:`OBJECTS`; None if nobody asked for the object.
     """
 
     pixels: Tensor
     inside: Tensor | None = None
+    object: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +85,12 @@ class Item:
         """Whether the data say where the object is."""
         return bool(self.boxes) or self.mask is not None
 
+    def files(self, with_mask: bool) -> list[Path]:
+        """The files that are read for it."""
+        return [self.path, self.mask] if with_mask and self.mask is not None else [self.path]
 
-def find_images(data: Path, limit: int | None = None) -> list[Item]:
+
+def find_images(data: Path, limit: int | None = None, apart: Path | None = None) -> list[Item]:
     """Finds the images and volumes; none is read.
 
     By their names these are images that Pillow reads, DICOM files (.dcm, .dicom, .ima), and volumes
@@ -87,6 +106,8 @@ def find_images(data: Path, limit: int | None = None) -> list[Item]:
               image or volume that is not 0 on the object), ``boxes`` (four numbers each, x0 y0 x1
               y1 in pixels, with a semicolon between boxes).
         limit (int, optional): How many of them, spread evenly over the whole. Default: None (all)
+        apart (Path, optional): A folder inside whose pictures do not count, such as that of the
+            results. Default: None
 
     Returns:
         *list[Item]*: In the order of the file, or of the names.
@@ -95,7 +116,7 @@ def find_images(data: Path, limit: int | None = None) -> list[Item]:
         ValueError: If there are no images, or the file is not as described.
     """
     if data.is_dir():
-        items = _in_folder(data)
+        items = _in_folder(data, apart)
     elif data.is_file():
         items = _in_table(data)
     else:
@@ -109,10 +130,41 @@ def find_images(data: Path, limit: int | None = None) -> list[Item]:
     return items
 
 
-def _in_folder(folder: Path) -> list[Item]:
+def image_files(folder: Path, apart: Path | None = None) -> list[Path]:
+    """The images and volumes in a folder and the folders inside, sorted; none is read.
+
+    Args:
+        folder (Path): The folder. What is hidden is left out.
+        apart (Path, optional): A folder inside whose pictures do not count, such as that of the
+            results. Default: None
+
+    Returns:
+        *list[Path]*: The files.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = _files_in(folder, apart)
+    if not found:
+        raise ValueError(f"`images` must be files or folders of images; got none in {folder}.")
+    return found
+
+
+def _files_in(folder: Path, apart: Path | None) -> list[Path]:
+    inside = [path for path in folder.rglob("*") if _is_image(path)]
+    hidden = {path for path in inside if any(p[0] == "." for p in path.relative_to(folder).parts)}
+    others = set() if apart is None else {path for path in inside if _is_below(path, apart)}
+    return sorted(set(inside) - hidden - others)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _in_folder(folder: Path, apart: Path | None) -> list[Item]:
     direct = [path for path in folder.iterdir() if _is_image(path)]
     classes = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    inside = {path: sorted(file for file in path.rglob("*") if _is_image(file)) for path in classes}
+    inside = {path: _files_in(path, apart) for path in classes}
     if direct and any(inside.values()):
         raise ValueError(
             f"`data` must be a folder of images, or of folders of images; {folder} has both. Move "
@@ -176,7 +228,19 @@ def _boxes(text: str, where: str) -> tuple[tuple[float, ...], ...]:
             f"`boxes` must be four numbers each, such as '10 20 110 90; 5 5 30 40'; {where} has "
             f"{text!r}."
         )
-    return tuple(tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4))
+    boxes = tuple(tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4))
+    for box in boxes:
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(
+                f"`boxes` must be x0 y0 x1 y1 with x0 < x1 and y0 < y1; {where} has {text!r}. If "
+                "these are x, y, width and height, add x to the width and y to the height."
+            )
+        if min(box) >= 0 and max(box) <= 1:
+            raise ValueError(
+                f"`boxes` must be in pixels; {where} has {text!r}, which looks like shares of the "
+                "image. Multiply them by its width and height."
+            )
+    return boxes
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -242,7 +306,8 @@ def load_image(
     if not needs_object:
         return Loaded(pixels)
     transform: Any = prepared.loaded.transform
-    return Loaded(pixels, load_mask(item, picture.pixels, transform, pixels.shape[1:], frame))
+    inside, what = load_mask(item, picture.pixels, transform, pixels.shape[1:], frame)
+    return Loaded(pixels, inside, what)
 
 
 def load_mask(
@@ -251,7 +316,7 @@ def load_mask(
     transform: Callable[[Any], Tensor],
     size: Sequence[int],
     frame: int = 1,
-) -> Tensor:
+) -> tuple[Tensor, str]:
     """Where the object is in the model's input. The mask goes through the model's own transform.
 
     Args:
@@ -263,20 +328,23 @@ def load_mask(
         frame (int, optional): Which frame of a mask in a DICOM file of several. Default: 1
 
     Returns:
-        *Tensor*: bool `(1, *size)`.
+        *tuple*: bool `(1, *size)`, and which of :data:`OBJECTS` it is.
 
     Raises:
-        ValueError: If the mask has another size than the image, if a volume has boxes, or if the
-            transform does not keep black and white apart.
+        ValueError: If the mask has another size than the image, if a box lies outside of it, if a
+            volume has boxes, or if the transform does not keep black and white apart.
     """
+    nowhere = torch.zeros(1, *size, dtype=torch.bool)
     if not item.has_object:
-        return torch.zeros(1, *size, dtype=torch.bool)
+        return nowhere, "not_given"
     if isinstance(pixels, np.ndarray):
         drawn: Any = _mask_of_volume(item, pixels)
         ends = black_and_white(transform, drawn)
     else:
         drawn = _mask_of_image(item, pixels, frame)
         ends = black_and_white(transform)
+    if not np.any(drawn):
+        return nowhere, "empty"
     if ends is None:
         raise ValueError(
             "the model's transform must scale each channel by itself to show where a mask or box "
@@ -284,7 +352,8 @@ def load_mask(
         )
     black, white = (end.reshape(-1, *[1] * len(size)) for end in ends)  # (C, 1, ..., 1)
     inside = (transform(drawn).detach().double() - black) / (white - black)  # (C, *size)
-    return inside.mean(0, keepdim=True) > 0.5
+    found = inside.mean(0, keepdim=True) > 0.5
+    return found, "inside" if bool(found.any()) else "cut_off"
 
 
 def _mask_of_image(item: Item, image: Image.Image, frame: int) -> Image.Image:
@@ -302,6 +371,12 @@ def _mask_of_image(item: Item, image: Image.Image, frame: int) -> Image.Image:
                 f"mask {item.mask} must have the image's size {image.size}; got {drawn.size}."
             )
     for x0, y0, x1, y1 in item.boxes:
+        if x0 >= image.width or y0 >= image.height or x1 <= 0 or y1 <= 0:
+            box = " ".join(f"{edge:g}" for edge in (x0, y0, x1, y1))
+            raise ValueError(
+                f"`boxes` must lie in the image; {item.name} is {image.width} x {image.height} "
+                f"pixels, got {box}."
+            )
         # a pixel belongs to a box if its centre lies inside
         left, top, right, bottom = (_first_inside(edge) for edge in (x0, y0, x1, y1))
         if left < right and top < bottom:

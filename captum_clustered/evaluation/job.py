@@ -60,6 +60,8 @@ class Job:
         notes (list[str]): What one must know to read the numbers.
         show (callable): From the name of an image to what the model sees of it, `(H, W, 3)` in
             [0, 1]; None if it cannot be read.
+        inputs (mapping): From the name of each image to the files from which its rows are made.
+        class_name (callable): From the index of a class to its name and index in words.
     """
 
     settings: Settings
@@ -69,6 +71,8 @@ class Job:
     config: dict[str, Any]
     notes: list[str]
     show: Callable[[str], np.ndarray | None]
+    inputs: Mapping[str, Sequence[Path]]
+    class_name: Callable[[int], str]
 
     @property
     def images(self) -> list[str]:
@@ -112,7 +116,7 @@ def prepare_job(
         require("jinja2", "html", "to write HTML pages")
     known = find_methods(settings.methods, methods)
     wanted = variants(settings, known, settings.controls)
-    items = find_images(settings.data, settings.limit)
+    items = find_images(settings.data, settings.limit, settings.out)
     has_objects = any(item.has_object for item in items)
     more = {name: import_object("metric", name) for name in settings.metrics if ":" in name}
     table = as_metrics({**metrics, **more})
@@ -151,9 +155,20 @@ def prepare_job(
         "conventions": _conventions(settings, judged, fill, chosen),
         "machine": _machine(prepared, world),
     }
-    notes = _notes(config, items, prepared)
+    notes = _notes(config, items, prepared, chosen)
     show = partial(_shown, prepared, {item.name: item.path for item in items}, settings.frame)
-    return Job(settings, work, wanted, chosen, config, notes, show)
+    masked = any(metric.needs_object for metric in chosen.values())
+    return Job(
+        settings=settings,
+        work=work,
+        variants=wanted,
+        metrics=chosen,
+        config=config,
+        notes=notes,
+        show=show,
+        inputs={item.name: item.files(masked) for item in items},
+        class_name=partial(_class_in_words, prepared),
+    )
 
 
 def find_methods(names: Sequence[str], methods: Mapping[str, Any]) -> dict[str, AnyMethod]:
@@ -221,7 +236,7 @@ def _tasks(
 ) -> tuple[list[Task], str, str]:
     """A task for each image, how the classes of the data were read, and which class is judged."""
     labels, how = labels_of(items, prepared.n_classes, prepared.loaded.class_names)
-    targets, judged = _targets(items, labels, settings.target, prepared)
+    targets, judged = _targets(items, labels, settings.targets[0], prepared)
     needs_object = any(metric.needs_object for metric in metrics.values())
     tasks = [
         Task(
@@ -309,6 +324,11 @@ def _shown(
     return shown if shown.ndim == 3 else shown[len(shown) // 2]
 
 
+def _class_in_words(prepared: Prepared, index: int) -> str:
+    name = prepared.class_name(index)
+    return str(index) if name is None else f"{name} ({index})"
+
+
 # --- what is written down -------------------------------------------------------------------------
 
 
@@ -393,13 +413,20 @@ def _conventions(
 _FILLED = {"black": "become black", "mean": "take the mean colour", "blur": "are blurred"}
 
 
-def _notes(config: dict[str, Any], items: Sequence[Item], prepared: Prepared) -> list[str]:
+def _notes(
+    config: dict[str, Any],
+    items: Sequence[Item],
+    prepared: Prepared,
+    metrics: Mapping[str, Metric],
+) -> list[str]:
     compared, loaded = config["compared"], prepared.loaded
     cases = len({item.case for item in items if item.case is not None})
     drawn = f"{cases} cases" if cases else "images"
     rates = "a bootstrap as well" if cases else "Wilson's score interval"
     target = compared["target"]
-    judged = f"class {target}" if target.isdecimal() else f"the {target} class"
+    judged = f"the {target} class"
+    if target.isdecimal():
+        judged = f"class {_class_in_words(prepared, int(target))}"
     filled = _FILLED[config["settings"]["fill"]]
     threads = config["machine"]["threads"]
     notes = [
@@ -422,6 +449,12 @@ def _notes(config: dict[str, Any], items: Sequence[Item], prepared: Prepared) ->
             "Calibrated: each map on the one of a few rising curves behind which the model is "
             "surest of the class, less a price for the area; the order of the pixels stays, and "
             "with it all that reads only the order.",
+        )
+    if any(metric.needs_object for metric in metrics.values()):
+        notes.append(
+            "No object counts the images whose object is not in the model's input: the data give "
+            "none, its mask is empty, or the transform cuts it off (the entry object of a row says "
+            "which). They are not part of the metrics that need an object; n is the number that is."
         )
     if prepared.has_random_weights:
         notes.insert(0, "The weights are random, so the numbers mean nothing.")

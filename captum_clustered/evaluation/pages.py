@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_clustered._files import write_text
-from captum_clustered.evaluation.report import Report
+from captum_clustered.evaluation.report import Report, excludes_zero
 from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
 from captum_clustered.page import picture_uri, render
 from captum_clustered.statistics import Interval
@@ -163,6 +163,6 @@ def _cell(interval: Interval) -> dict[str, Any]:
     return {
         "estimate": interval.estimate if known else None,
         "ends": f"[{interval.low:.2f}, {interval.high:.2f}]" if has_ends else "",
-        # a name that no method of dict has, since Jinja looks for attributes before keys
-        "excludes_zero": interval.low > 0 or interval.high < 0,
+        "n": interval.n,
+        "excludes_zero": excludes_zero(interval),
     }

@@ -10,11 +10,24 @@ from captum_clustered._checks import check_choice, check_int
 from captum_clustered.evaluation.rows import OWN
 from captum_clustered.targets import SCORES
 
-__all__ = ["FILLS", "SCORES", "TARGETS", "Choices", "Settings", "listed", "numbers"]
+__all__ = [
+    "FILLS",
+    "SCORES",
+    "TARGETS",
+    "TOP",
+    "Choices",
+    "Settings",
+    "classes",
+    "listed",
+    "numbers",
+]
 
 TARGETS = ("predicted", "given")
 """Which class is explained: the one that the model predicts, or the one that the data give. A class
 by its index or name is the same for all images."""
+
+TOP = "top:"
+"""Begins the name of the highest classes, such as ``"top:5"``."""
 
 FILLS = ("black", "mean", "blur")
 """What replaces the part of an image that a map hides."""
@@ -33,7 +46,8 @@ class Choices:
         weightings (tuple[str, ...]): How drops become weights. If empty, each method keeps its own.
         mask_fill (str): What methods that mask the image put in the hidden part: ``"own"``, each
             method's own, or one of :data:`FILLS`.
-        target (str): The class to explain: one of :data:`TARGETS`, an index or a name.
+        target (str or tuple[str, ...]): The class to explain: one of :data:`TARGETS`, an index or a
+            name. An explanation may have several, and ``"top:5"`` for the five highest.
         score (str): What becomes of the model's output before it is called a probability, or a map
             is judged by it: one of :data:`SCORES`.
         frame (int): Which frame of a DICOM file, counted from 1.
@@ -52,7 +66,7 @@ class Choices:
     clusterer: str = OWN
     weightings: tuple[str, ...] = ()
     mask_fill: str = OWN
-    target: str = "predicted"
+    target: str | tuple[str, ...] = "predicted"
     score: str = "softmax"
     frame: int = 1
     checkpoint: Path | None = None
@@ -70,6 +84,13 @@ class Choices:
         check_choice("mask_fill", self.mask_fill, (OWN, *FILLS))
         check_choice("score", self.score, SCORES)
         check_int("frame", self.frame, 1)
+        if not self.targets:
+            raise ValueError("`target` must have at least one entry; got none.")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The classes, however many."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +109,7 @@ class Settings(Choices):
         limit (int or None): Number of images, spread evenly over the data.
         batch_size (int): Images that are explained together.
         step (int): Pixels that change at a time in insertion and deletion.
+        retry_failed (bool): Whether rows that failed in an earlier call are made again.
     """
 
     data: Path
@@ -98,9 +120,16 @@ class Settings(Choices):
     limit: int | None = None
     batch_size: int = 1
     step: int = 224
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.targets) > 1 or self.targets[0].startswith(TOP):
+            raise ValueError(
+                "`target` must be one class of each image in an evaluation; got "
+                f"{', '.join(self.targets)}. Evaluate each class into a folder of its own."
+            )
+        object.__setattr__(self, "target", self.targets[0])
         check_choice("fill", self.fill, FILLS)
         check_int("batch_size", self.batch_size, 1)
         check_int("step", self.step, 1)
@@ -139,3 +168,20 @@ def numbers(texts: str | Iterable[str]) -> tuple[int, ...]:
         raise ValueError(
             f"`clusters` must be whole numbers with commas between them; got {', '.join(words)!r}."
         ) from None
+
+
+def classes(texts: Iterable[str]) -> tuple[str, ...]:
+    """The classes of one or more texts, each once.
+
+    Indices may have commas between them. Names are kept whole, since a name may have a comma.
+
+    Example::
+
+        >>> classes(["3, 7", "crane, the bird", "top:2"])
+        ('3', '7', 'crane, the bird', 'top:2')
+    """
+    found: list[str] = []
+    for text in texts:
+        words = [word.strip() for word in text.split(",")]
+        found += words if all(word.isdecimal() for word in words) else [text.strip()]
+    return tuple(dict.fromkeys(found))

@@ -3,7 +3,7 @@
 While an evaluation runs, process 0 appends to ``rows.jsonl`` and process R to ``rows.R.jsonl``. If
 a run is killed, these files stay, perhaps with an incomplete last line. The next run reads them
 all, whatever its number of processes, and goes on. At the end all rows are in ``rows.jsonl``, in
-the order of the plan.
+the order of the plan. ``inputs.json`` knows the files from which the rows were made.
 """
 
 from __future__ import annotations
@@ -13,22 +13,33 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from captum_clustered._files import whole, without_nan
+from captum_clustered._files import digest_of, whole, without_nan
 from captum_clustered.evaluation.rows import Key, Row
 
-__all__ = ["Rows", "check_config", "merge", "read_rows", "sole_user"]
+__all__ = [
+    "Rows",
+    "check_config",
+    "check_inputs",
+    "forget_failed",
+    "merge",
+    "read_rows",
+    "sole_user",
+]
 
 _ROWS = "rows.jsonl"
 _CONFIG = "config.json"
+_INPUTS = "inputs.json"
 _LOCK = ".lock"
 _ROW_FILE = re.compile(r"rows(\.[1-9]\d*)?\.jsonl")  # no other file is read, merged or deleted
-# this may grow, since more variants leave the rows of the others as they are
-_GROWING = "variants"
+# these may grow: more variants leave the other rows as they are, more metrics add to them
+_GROWING = ("variants", "metrics")
+_STEP = "step"
 
 
 class Rows:
@@ -81,7 +92,9 @@ class Rows:
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False)
+    # a file name that is not UTF-8 has lone surrogates, which JSON can hold as \udc80
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def _whole_lines(path: Path) -> int:
@@ -100,6 +113,8 @@ def _whole_lines(path: Path) -> int:
 
 def read_rows(folder: Path) -> dict[Key, Row]:
     """Reads all rows in a folder, of any number of processes. An incomplete last line is ignored.
+
+    If a metric was added later, an image and variant has two rows, which become one.
 
     Args:
         folder (Path): The folder.
@@ -124,8 +139,35 @@ def read_rows(folder: Path) -> dict[Key, Row]:
                         f"{path} must have a row in each line; line {number} is none. Remove it; "
                         "its image is evaluated again."
                     ) from error
-                rows.setdefault(key, row)
+                rows[key] = _together(rows[key], row) if key in rows else row
     return rows
+
+
+def _together(one: Row, other: Row) -> Row:
+    """Two rows of one image and variant as one; the numbers of the first stay."""
+    failed = [row for row in (one, other) if row.get("status") == "failed"]
+    if failed:  # as if all metrics had been measured at once
+        return failed[0]
+    row = {**other, **one}
+    if "conventions" in one and "conventions" in other:
+        row["conventions"] = {**other["conventions"], **one["conventions"]}
+    return row
+
+
+def forget_failed(folder: Path) -> int:
+    """Removes the rows that failed, so that their images are tried again.
+
+    Args:
+        folder (Path): The folder.
+
+    Returns:
+        *int*: How many rows were removed.
+    """
+    rows = read_rows(folder)
+    kept = {key: row for key, row in rows.items() if row["status"] == "ok"}
+    if len(kept) < len(rows):
+        merge(folder, kept, list(kept))
+    return len(rows) - len(kept)
 
 
 def merge(folder: Path, rows: Mapping[Key, Row], order: Sequence[Key]) -> None:
@@ -158,8 +200,8 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     Args:
         folder (Path): Folder of the results.
         config (mapping): What :func:`json.dumps` can write. The entry ``"compared"`` holds what
-            must be equal, by name; in it, ``"variants"`` may grow, since more variants leave the
-            rows of the others as they are. All other entries are only a record.
+            must be equal, by name; in it, ``"variants"`` and ``"metrics"`` may grow, since neither
+            changes a number that is there. All other entries are only a record.
 
     Raises:
         ValueError: If the folder has rows of other settings. The message names the differences.
@@ -192,19 +234,93 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for name in dict.fromkeys([*old, *new]):
         before, now = old.get(name), new.get(name)
-        if name == _GROWING:
-            lost = [variant for variant in before or [] if variant not in (now or [])]
+        if name in _GROWING:
+            lost = [one for one in before or [] if one not in (now or [])]
             if lost:
                 more = ", …" if len(lost) > 3 else ""
                 found.append(f"{name} (there also {', '.join(lost[:3])}{more})")
+        elif name == _STEP and before is None:
+            continue  # the first curve is among the metrics that were added
+        elif isinstance(before, dict) and isinstance(now, dict):
+            found += [f"{name}: {inner}" for inner in _differences(before, now)]
         elif before != now:
-            found.append(f"{name} ({_short(before)} there, {_short(now)} now)")
+            found.append("{} ({} there, {} now)".format(name, *_shortened(before, now)))
     return found
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _shortened(*values: Any) -> list[str]:
+    """Values as texts, cut so that what differs can be seen."""
+    texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+    pairs = zip(*texts, strict=False)
+    same = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, pairs))
+    begin = same - 20 if same > 40 else 0
+    lead = "…" if begin else ""
+    ends = [lead + text[begin:] for text in texts]
+    return [text if len(text) <= 60 else f"{text[:57]}…" for text in ends]
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def check_inputs(
+    folder: Path, inputs: Mapping[str, Sequence[Path]], rows: Mapping[Key, Row]
+) -> None:
+    """Writes ``inputs.json``, unless a file of which there are rows has another content now.
+
+    A file is read only if its size or its time is not the one that is known.
+
+    Args:
+        folder (Path): Folder of the results.
+        inputs (mapping): From the name of each image to its files.
+        rows (mapping): All rows in the folder. Where all rows of an image failed, its files may
+            have changed.
+
+    Raises:
+        ValueError: If a file has another content now. The message names the image.
+    """
+    path = folder / _INPUTS
+    known: dict[str, Any] = {}
+    if path.exists():
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"`out` must be a new folder, since {path} cannot be read. Name another folder."
+            ) from error
+    judged = {key[0] for key, row in rows.items() if row["status"] == "ok"}
+    found: dict[str, list[list[Any]]] = {}
+    changed = []
+    for image, files in inputs.items():
+        before = known.get(image, [])
+        found[image] = [
+            _stamp(file, before[i] if i < len(before) else None) for i, file in enumerate(files)
+        ]
+        pairs = zip(before, found[image], strict=False)
+        if image in judged and any(old[2] != new[2] for old, new in pairs):
+            changed.append(image)
+    if changed:
+        more = f" and {len(changed) - 1} more have" if len(changed) > 1 else " has"
+        raise ValueError(
+            f"`data` must be the files of which {folder} has rows; {changed[0]}{more} another "
+            "content now. Name another folder, or put the old files back."
+        )
+    if found != known:
+        with whole(path) as part:
+            part.write_bytes(json.dumps(found).encode())
+
+
+def _stamp(file: Path, known: Sequence[Any] | None) -> list[Any]:
+    """Size, time and digest of a file; None each if it cannot be read."""
+    try:
+        status = file.stat()
+        if known is not None and list(known[:2]) == [status.st_size, status.st_mtime_ns]:
+            return list(known)
+        return [status.st_size, status.st_mtime_ns, digest_of(file)]
+    except OSError:
+        return [None, None, None]
+
+
+# --- locks ----------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -19,6 +19,8 @@ __all__ = [
     "Line",
     "Report",
     "differences_csv",
+    "excludes_zero",
+    "in_words",
     "make_report",
     "summary_csv",
     "summary_md",
@@ -38,12 +40,14 @@ class Column:
         title (str): Its head, with an arrow to where better is.
         is_rate (bool): Whether an image either has it or not, 100 or 0.
         unit (str): ``"%"``, or ``""`` if it is not known.
+        needs_object (bool): Whether it is measured only on images with an object.
     """
 
     name: str
     title: str
     is_rate: bool = False
     unit: str = "%"
+    needs_object: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Line:
         images (int): Number of rows.
         failed (int): Rows without numbers.
         faults (dict[str, int]): Number of maps that are flat, not finite or negative; they are part
-            of the intervals.
+            of the intervals. Where objects matter, also the number of images that have none in the
+            model's input, ``"no_object"``; they are not part of the metrics that need one.
         intervals (dict[str, Interval]): For each metric the mean with its interval.
         seconds (float or None): Median time of a map.
     """
@@ -103,6 +108,11 @@ class Report:
     lines: Sequence[Line]
     differences: Sequence[Difference]
     notes: Sequence[str]
+
+    @property
+    def faults(self) -> list[str]:
+        """What is counted beside the metrics, in the order of the table."""
+        return list(self.lines[0].faults) if self.lines else list(_MAP_FAULTS)
 
 
 # --- gathering ------------------------------------------------------------------------------------
@@ -153,7 +163,7 @@ def _line(variant: Variant, rows: Sequence[Row], columns: Sequence[Column], seed
     judged = [row for row in rows if row["status"] == "ok"]
     intervals = {}
     for column in columns:
-        known = [row for row in judged if row[column.name] is not None]
+        known = [row for row in judged if row.get(column.name) is not None]
         values = [row[column.name] for row in known]
         interval = rate_interval if column.is_rate else mean_interval
         intervals[column.name] = interval(values, cases=_cases(known), seed=seed)
@@ -161,10 +171,17 @@ def _line(variant: Variant, rows: Sequence[Row], columns: Sequence[Column], seed
         variant=variant,
         images=len(rows),
         failed=len(rows) - len(judged),
-        faults={fault: sum(row["map"] == fault for row in judged) for fault in _MAP_FAULTS},
+        faults=_faults(judged, any(column.needs_object for column in columns)),
         intervals=intervals,
         seconds=median(row["seconds"] for row in judged) if judged else None,
     )
+
+
+def _faults(rows: Sequence[Row], with_objects: bool) -> dict[str, int]:
+    faults = {fault: sum(row["map"] == fault for row in rows) for fault in _MAP_FAULTS}
+    if with_objects:
+        faults["no_object"] = sum(row.get("object", "inside") != "inside" for row in rows)
+    return faults
 
 
 def _difference(
@@ -274,19 +291,20 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
 def summary_md(report: Report) -> str:
     """Both tables as Markdown, with the notes."""
     heads = [column.title for column in report.columns]
-    faults = ["flat", "not finite", "negative", "failed"]
-    table = [["Method", *heads, "Time per image", *faults]]
+    faults = [fault.replace("_", " ") for fault in report.faults]
+    table = [["Method", "images", *heads, "Time per image", *faults, "failed"]]
     for line in report.lines:
-        cells = [str(line.intervals[column.name]) for column in report.columns]
+        cells = [_shown(line.intervals[column.name], line) for column in report.columns]
         counts = [*line.faults.values(), line.failed]
         name = f"*{line.title}*" if line.variant.control else line.title
-        table.append([name, *cells, _time(line.seconds), *map(str, counts)])
+        judged = str(line.images - line.failed)
+        table.append([name, judged, *cells, _time(line.seconds), *map(str, counts)])
     parts = ["# Summary", _markdown(table), "Controls are in italics."]
     if report.differences:
         table = [["Method", "minus", *heads]]
         for difference in report.differences:
             intervals = [difference.intervals[column.name] for column in report.columns]
-            cells = [f"**{i}**" if _excludes_zero(i) else str(i) for i in intervals]
+            cells = [f"**{in_words(i)}**" if excludes_zero(i) else in_words(i) for i in intervals]
             table.append([title_of(difference.first), title_of(difference.second), *cells])
         parts += [
             "# Paired differences",
@@ -296,6 +314,25 @@ def summary_md(report: Report) -> str:
         ]
     notes = "\n".join(f"- {note}" for note in report.notes)
     return "\n\n".join([*parts, "# Notes", notes]) + "\n"
+
+
+def _shown(interval: Interval, line: Line) -> str:
+    """An interval, with the number of images where that is not the line's."""
+    judged = line.images - line.failed
+    return in_words(interval) + (f" (n={interval.n})" if interval.n != judged else "")
+
+
+def in_words(interval: Interval) -> str:
+    """An estimate with its interval, as far as they are known.
+
+    Example::
+
+        >>> in_words(Interval(1.0, 0.5, 1.5, 9)), in_words(Interval(1.0, math.nan, math.nan, 1))
+        ('1.00 [0.50, 1.50]', '1.00')
+    """
+    if math.isnan(interval.estimate):
+        return "-"
+    return f"{interval.estimate:.2f}" if math.isnan(interval.low) else str(interval)
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
@@ -319,11 +356,14 @@ def summary_tex(report: Report) -> str:
         if i and line.variant.control and not report.lines[i - 1].variant.control:
             lines.append(r"\midrule")
         intervals = [line.intervals[column.name] for column in report.columns]
-        cells = [
-            rf"{i.estimate:.2f} {{\scriptsize [{i.low:.2f}, {i.high:.2f}]}}" for i in intervals
-        ]
+        cells = [_tex_interval(i) for i in intervals]
         lines.append(" & ".join([_tex(line.title), *cells, _tex(_time(line.seconds))]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _tex_interval(interval: Interval) -> str:
+    estimate, _, ends = in_words(interval).partition(" ")
+    return rf"{estimate} {{\scriptsize {ends}}}" if ends else estimate
 
 
 def _tex(text: str) -> str:
@@ -347,5 +387,6 @@ def _time(seconds: float | None) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def _excludes_zero(interval: Interval) -> bool:
+def excludes_zero(interval: Interval) -> bool:
+    """Whether an interval of a difference lies on one side of 0."""
     return interval.low > 0 or interval.high < 0

@@ -113,10 +113,12 @@ def run(
         tick (callable, optional): Is given the number of rows that were written.
     """
     warm: set[str] = set()
+    objects: dict[str, str] = {}  # what became of each image's object, where it matters
 
     def keep(task: Task, variant: Variant, found: Row) -> None:
         if key_of(task.image, variant) not in done:
-            rows.append({**_head(task, variant), **found})
+            seen = {"object": objects[task.image]} if task.image in objects else {}
+            rows.append({**_head(task, variant), **found, **seen})
             tick(1)
 
     for batch in batches:
@@ -124,7 +126,10 @@ def run(
         loaded: list[tuple[Task, Loaded]] = []
         for task in batch:
             try:
-                loaded.append((task, task.load()))
+                image = task.load()
+                loaded.append((task, image))
+                if image.object is not None:
+                    objects[task.image] = image.object
             except Exception as error:  # a decoder or a transform may raise anything
                 for variant in variants:
                     keep(task, variant, _failed(error))

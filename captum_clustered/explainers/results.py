@@ -22,8 +22,11 @@ from captum_clustered._files import (
 from captum_clustered._notebook import GroupRow, Panel, fragment, words
 from captum_clustered._pictures import (
     AGAINST,
+    ALPHA,
+    CMAP,
     FOR,
     busiest,
+    by_drop,
     check_image,
     coloured,
     counted,
@@ -132,7 +135,15 @@ class Attribution:
             )
         return _row("attributions", heat, example, len(heat))[0].float()
 
-    def show(self, image: Any = None, example: int = 0, *, title: str | None = None) -> Figure:
+    def show(
+        self,
+        image: Any = None,
+        example: int = 0,
+        *,
+        title: str | None = None,
+        cmap: str = CMAP,
+        alpha: float = ALPHA,
+    ) -> Figure:
         """Draws an image and the heat map over it; without an image the map alone.
 
         The map is enlarged to the image and scaled from its minimum to its maximum. Of a volume the
@@ -143,6 +154,8 @@ class Attribution:
                 [0, 1]. Default: None (the map alone, in the layer's resolution)
             example (int, optional): Which example of the batch. Default: 0
             title (str, optional): A line above. Default: None
+            cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
+            alpha (float, optional): Share of the colour over the image, in [0, 1]. Default: 0.55
 
         Returns:
             *Figure*: Save it with ``figure.savefig(path)``. A flat map, or one with NaN, has a line
@@ -154,7 +167,7 @@ class Attribution:
                 no such example, or if the image's shape or range does not fit.
         """
         picture, heatmap, _ = _look(self, image, example)
-        return show_one(picture, heatmap, title)
+        return show_one(picture, heatmap, title, cmap, alpha)
 
     def save(
         self,
@@ -165,6 +178,8 @@ class Attribution:
         name: str = "explanation",
         title: str | None = None,
         record: Mapping[str, Any] | None = None,
+        cmap: str = CMAP,
+        alpha: float = ALPHA,
     ) -> dict[str, Path]:
         """Writes picture, arrays and a record into a folder, each whole or not at all.
 
@@ -181,6 +196,8 @@ class Attribution:
             title (str, optional): A line above the picture. Default: None
             record (mapping, optional): More for the JSON file. Its entries take the place of the
                 result's own; those of ``"files"`` are added. Default: None
+            cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
+            alpha (float, optional): As for :meth:`show`. Default: 0.55
 
         Returns:
             *dict*: The files by kind: ``"overlay"``, ``"heatmap"``, ``"map"``, ``"record"``.
@@ -195,7 +212,7 @@ class Attribution:
                 "`folder`."
             )
         picture, heatmap, grid = _look(self, image, example)
-        figure = None if picture is None else show_one(picture, heatmap, title)
+        figure = None if picture is None else show_one(picture, heatmap, title, cmap, alpha)
         kinds = {"overlay": "overlay.png", "heatmap": "heatmap.npy", "map": "map.npy"}
         if figure is None:
             del kinds["overlay"]
@@ -291,7 +308,7 @@ class Group:
 class ClusteredAttribution(Attribution):
     """Everything that one call of :meth:`ClusteredLayerAblation.explain` found out.
 
-    A notebook shows the map and the largest groups of the first example by itself.
+    A notebook shows the map of the first example by itself, and the groups with the largest drops.
 
     `N` is the number of examples, `C` of feature maps, `K` of groups. Where the layer gives several
     tensors, every field marked * is a tuple with one entry for each.
@@ -451,7 +468,7 @@ class ClusteredAttribution(Attribution):
         return {"groups": groups, **self.counts(example), "replay": replay}
 
     def _for_notebook(self, at: int | None) -> dict[str, Any]:
-        found = self.groups()
+        found = by_drop(self.groups())
         rows = [
             GroupRow(
                 _panel(group.mean_map if at is None else group.mean_map[at], _SMALL),

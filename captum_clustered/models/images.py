@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Picture",
     "black_and_white",
+    "check_enlarged",
+    "crop_of",
     "example_of",
     "pixel_scale",
     "probe",
     "read_image",
     "read_picture",
 ]
+
+
+_RAMP_ERROR = 2 / 255  # what 8 bits and an interpolation make of a straight line
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,3 +223,100 @@ def pixel_scale(
     std = 1 / (white - black)
     # float32 leaves 0.48500001
     return Black(*(tuple(round(v, 6) for v in part.tolist()) for part in (-black * std, std)))
+
+
+def check_enlarged(transform: Any, size: tuple[int, int]) -> None:
+    """Refuses an image that a transform would enlarge beyond what memory holds.
+
+    A step `Resize` with one number scales the shorter side to it. Of a picture of 1 x 12,000 pixels
+    that makes one of 256 x 3,072,000.
+
+    Args:
+        transform (callable): The model's transform. Steps that are not known are not looked at.
+        size (tuple[int, int]): Width and height of the image.
+
+    Raises:
+        ValueError: If a picture in between would have more pixels than Pillow reads.
+    """
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    for side, longest in _resized(transform):
+        scale = side / max(min(size), 1)
+        if longest:
+            scale = min(scale, longest / max(size))
+        enlarged = [max(1, round(scale * length)) for length in size]
+        if most is not None and max(size) > min(size) and enlarged[0] * enlarged[1] > most:
+            raise ValueError(
+                f"image must not be that narrow; got {size[0]} x {size[1]} pixels, of which the "
+                f"model's transform would make {enlarged[0]} x {enlarged[1]} before it crops. Cut "
+                "the image into pieces that are less narrow."
+            )
+
+
+def _resized(transform: Any) -> list[tuple[int, int | None]]:
+    """The sides to which the steps of a transform scale the shorter side, with their limits."""
+    steps = getattr(transform, "transforms", None)
+    if steps is not None:
+        return [found for step in steps for found in _resized(step)]
+    size = getattr(transform, "resize_size", None)  # of torchvision's presets
+    if size is None and type(transform).__name__ == "Resize":
+        size = getattr(transform, "size", None)
+    sides = [size] if isinstance(size, int) else list(size or ())
+    if len(sides) != 1 or not isinstance(sides[0], int):
+        return []
+    longest = getattr(transform, "max_size", None)
+    return [(sides[0], longest if isinstance(longest, int) else None)]
+
+
+def crop_of(
+    transform: Callable[[Any], Tensor], size: tuple[int, int]
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Where the model's input lies in an image: found by sending the coordinates through.
+
+    Args:
+        transform (callable): Turns an image into the model's input, `(C, H, W)`.
+        size (tuple[int, int]): Width and height of the image.
+
+    Returns:
+        *tuple* or *None*: For the columns and for the rows scale and offset: the point at `u`
+        pixels from the left of the input lies at `scale * u + offset` in the image. None if the
+        transform does more than to cut and to scale.
+
+    Example::
+
+        >>> from torchvision import transforms
+        >>> cut = transforms.Compose([transforms.CenterCrop(20), transforms.ToTensor()])
+        >>> [tuple(round(v) for v in axis) for axis in crop_of(cut, (60, 40))]
+        [(1, 20), (1, 10)]
+    """
+    from PIL import Image
+
+    ends = black_and_white(transform)
+    if ends is None:
+        return None
+    black, white = (end.view(-1, 1, 1) for end in ends)  # (C, 1, 1)
+    # with noise, the mean of a line knows a place better than its 256 steps do
+    noise = np.random.default_rng(0).random(size[::-1], np.float32)  # (H, W)
+    lines = []
+    for axis, length in enumerate(size):
+        steps = 255 * (np.arange(length, dtype=np.float32) + 0.5) / length
+        ramp = np.floor((steps if axis == 0 else steps[:, None]) + noise)  # (H, W)
+        image = Image.fromarray(np.minimum(ramp, 255).astype(np.uint8)).convert("RGB")
+        shares = ((transform(image).detach().double() - black) / (white - black)).mean(0)  # (H, W)
+        line = _line_through(shares.numpy() if axis == 0 else shares.numpy().T)
+        if line is None:
+            return None
+        lines.append((line[0] * length, line[1] * length))
+    return lines[0], lines[1]
+
+
+def _line_through(shares: np.ndarray) -> tuple[float, float] | None:
+    """Slope and value at 0 of what grows along the last axis alone; None if it does not."""
+    places = np.arange(shares.shape[1]) + 0.5
+    inner = slice(len(places) // 8, len(places) - len(places) // 8)  # filters bend the ends
+    if len(places[inner]) < 2:
+        return None
+    slope, begin = np.polyfit(places[inner], shares.mean(0)[inner], 1)
+    far = np.abs(shares[:, inner] - (slope * places + begin)[inner]).max()
+    return None if far > _RAMP_ERROR or not slope else (float(slope), float(begin))

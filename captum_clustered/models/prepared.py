@@ -20,7 +20,7 @@ from captum_clustered._outputs import are_probabilities, are_shares, with_graph
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import normalize
 from captum_clustered.layers import TargetLayer, find_layer
-from captum_clustered.models.images import Picture, pixel_scale, probe
+from captum_clustered.models.images import Picture, check_enlarged, pixel_scale, probe
 from captum_clustered.models.loading import LoadedModel, load, resolve_target
 from captum_clustered.targets import SCORES
 
@@ -321,6 +321,8 @@ def _input(loaded: LoadedModel, picture: Picture | Image.Image | np.ndarray) -> 
     pixels: Any = _pixels(picture)
     is_volume = isinstance(pixels, np.ndarray)
     axes = "(C, D, H, W)" if is_volume else "(C, H, W)"
+    if not is_volume:
+        check_enlarged(loaded.transform, pixels.size)
     try:
         x: Any = loaded.transform(pixels)
     except Exception as error:  # the user's transform may raise anything

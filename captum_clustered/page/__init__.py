@@ -18,7 +18,16 @@ __all__ = ["picture_uri", "render"]
 def render(template: str, **values: Any) -> str:
     """Fills a template of this package; whatever is put in is escaped."""
     jinja = require("jinja2", "html", "to write HTML pages")
-    environment = jinja.Environment(
+
+    class ByKey(jinja.Environment):  # type: ignore[name-defined, misc]
+        """Of a dict, `value.clear` is the entry, not the method."""
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if isinstance(obj, dict):
+                return self.getitem(obj, attribute)
+            return super().getattr(obj, attribute)
+
+    environment = ByKey(
         loader=jinja.PackageLoader(__name__, "templates"),
         autoescape=True,
         undefined=jinja.StrictUndefined,

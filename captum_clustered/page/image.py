@@ -6,13 +6,14 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captum_clustered._files import without_nan
-from captum_clustered._pictures import busiest, coloured
+from captum_clustered._pictures import ALPHA, CMAP, busiest, coloured
 from captum_clustered.heatmap import enlarge
 from captum_clustered.page import picture_uri, render
 
@@ -49,8 +50,11 @@ def image_page(
     title: str,
     subtitle: str,
     classes: Sequence[ClassScore] = (),
+    pages: Sequence[tuple[str, str, bool]] = (),
     settings: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    cmap: str = CMAP,
+    alpha: float = ALPHA,
 ) -> str:
     """A page about one image: its heat map, the groups behind it, and all settings.
 
@@ -62,9 +66,13 @@ def image_page(
         title (str): The heading.
         subtitle (str): A line beneath, such as the class.
         classes (sequence of ClassScore, optional): The highest classes. Default: ()
+        pages (sequence, optional): The pages of this image's classes, to switch between: for each
+            its title, its file, and whether it is this one. Default: ()
         settings (mapping, optional): All settings behind the map, by name; inner mappings are
             flattened. Default: None
         notes (sequence of str, optional): Warnings above the picture. Default: ()
+        cmap (str, optional): A matplotlib colour map. Default: ``"inferno"``
+        alpha (float, optional): Share of the colour when the page opens. Default: 0.55
 
     Returns:
         *str*: The HTML.
@@ -84,7 +92,8 @@ def image_page(
         "start": int(_busiest(levels[chosen], size)),
         "levels": [_level(levels[count], count, size) for count in counts],
         "chosen": counts.index(chosen),
-        "colours": _colours(),
+        "colours": _colours(cmap),
+        "opacity": round(100 * alpha),
     }
     return render(
         "image.html",
@@ -93,6 +102,9 @@ def image_page(
         notes=list(notes),
         data=without_nan(data),
         classes=classes,
+        pages=[
+            {"title": words, "href": quote(file), "here": here} for words, file, here in pages
+        ] if len(pages) > 1 else [],
         settings=_flat(settings or {}),
     )
 
@@ -160,9 +172,9 @@ def _busiest(result: ClusteredAttribution, size: Sequence[int]) -> int:
     return busiest(enlarge(result.map_of()[None, None], size)[0, 0])
 
 
-def _colours() -> str:
+def _colours(cmap: str) -> str:
     """The 256 colours of the scale as bytes."""
-    table = np.round(255 * coloured(np.arange(256))).astype(np.uint8)
+    table = np.round(255 * coloured(np.linspace(0, 1, 256), cmap)).astype(np.uint8)
     return base64.b64encode(table.tobytes()).decode()
 
 

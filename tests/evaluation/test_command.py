@@ -245,9 +245,16 @@ def test_tables_figures_and_settings_are_written(folder):
     assert result.exit_code == 0, result.output
     names = {path.name for path in (folder / "out").iterdir()} - {".lock"}
     pictures = {f"{n}.{s}" for n in ("intervals", "insertion", "deletion") for s in ("png", "pdf")}
-    texts = {"rows.jsonl", "summary.csv", "summary.md", "summary.tex", "differences.csv"}
+    texts = {
+        "rows.jsonl",
+        "inputs.json",
+        "summary.csv",
+        "summary.md",
+        "summary.tex",
+        "differences.csv",
+    }
     assert names == pictures | texts | {"config.json"}
-    for name in names:
+    for name in names - {"inputs.json"}:
         assert str(folder.joinpath("out", name).relative_to(folder)) in result.stdout
     config = json.loads((folder / "out/config.json").read_text())
     assert config["compared"]["versions"]["torch"] == torch.__version__
@@ -281,7 +288,7 @@ def test_a_table_with_classes_cases_and_boxes(folder):
     with open("data.csv", "w") as file:
         file.write("path,class,case,boxes\n")
         for i in range(N_IMAGES):
-            file.write(f"images/{i}.png,{i % 4},{i // 2},0 0 20 {30 if i else 0}\n")
+            file.write(f"images/{i}.png,{i % 4},{i // 2},{'0 0 20 30' if i else ''}\n")
     result = evaluate(
         *PLAIN, "--metric", "adc,energy,pointing,iou", "--target", "given", data="data.csv"
     )
@@ -291,7 +298,11 @@ def test_a_table_with_classes_cases_and_boxes(folder):
     assert all((row["energy"] is None) == (row["image"] == "images/0.png") for row in rows)
     assert 0 < rows[-1]["energy"] < 100
     assert table("out")[0]["energy_n"] == str(N_IMAGES - 1)
-    assert "bootstrap over 3 cases" in (folder / "out/summary.md").read_text()
+    assert all((row["object"] == "not_given") == (row["energy"] is None) for row in rows)
+    summary = (folder / "out/summary.md").read_text()
+    assert "bootstrap over 3 cases" in summary
+    assert f"(n={N_IMAGES - 1})" in summary
+    assert table("out")[0]["no_object"] == "1"
 
 
 def test_help_names_every_choice():
@@ -386,7 +397,7 @@ def test_methods_and_metrics_from_outside(folder):
     assert config["metrics"] == ["adc", "area", "evaluated_nets:brightness"]
     assert config["variants"][0] == "evaluated_nets:Twice"
     summary = (folder / "out/summary.md").read_text()
-    assert "| Method | ADC ↓ | Area | evaluated_nets:brightness ↑ |" in summary
+    assert "| Method | images | ADC ↓ | Area | evaluated_nets:brightness ↑ |" in summary
     assert "| evaluated_nets:Twice |" in summary
     page = (folder / "out/report.html").read_text()
     assert "evaluated_nets:Twice" in page
@@ -399,7 +410,7 @@ def test_what_is_wrong_from_outside_names_itself(folder):
         "--method", "evaluated_nets:Twice,grad-cam", "--no-controls", "--batch-size", 3,
         "--metric", "evaluated_nets:certainty",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 2, result.output
     failed = {row["method"]: row for row in numbers("out") if row["status"] == "failed"}
     assert len(failed) == 2
     lines = MODEL.splitlines()
@@ -541,8 +552,9 @@ def test_a_failing_image_has_its_reason_and_the_run_goes_on(folder):
     (folder / "images/a.png").write_bytes(b"no picture")
     Image.new("RGB", (40, 30), "white").save("images/b.png")
     result = evaluate(*FAST, "--no-controls", "--batch-size", 4, model="evaluated_nets:fussy")
-    assert result.exit_code == 0, result.output
-    assert "2 images failed, rows.jsonl says why" in result.stdout
+    assert result.exit_code == 2, result.output  # as that of explain
+    words = "2 images failed: rows.jsonl says why, and --retry-failed tries again"
+    assert words in result.stdout
     reasons = {row["image"]: row.get("reason") for row in numbers("out")}
     assert reasons["a.png"].startswith("ValueError: image must be in a format that Pillow reads")
     assert reasons["b.png"] == "RuntimeError: too bright"
@@ -660,6 +672,71 @@ def test_methods_can_be_added_later(folder):
     assert table("new") == table("out")
 
 
+def test_metrics_can_be_added_later(folder):
+    options = ["--method", "ablation-cam", "--limit", 2, "--no-controls"]
+    assert evaluate(*options, "--metric", "adc").exit_code == 0
+    first = numbers("out")
+    result = evaluate(*options, "--metric", "adc,deletion,pic")
+    assert result.exit_code == 0, result.output
+    both = numbers("out")
+    assert [{name: row[name] for name in old} for old, row in zip(first, both, strict=True)] == [
+        {**old, "conventions": row["conventions"]} for old, row in zip(first, both, strict=True)
+    ]
+    assert evaluate(*options, "--metric", "adc,deletion,pic", out="new").exit_code == 0
+    assert numbers("new") == both
+    assert table("new") == table("out")
+    assert "out has 2 of 2 rows" in evaluate(*options, "--metric", "adc,deletion,pic").stderr
+    line = one_error(evaluate(*options, "--metric", "adc"))
+    assert "metrics (there also pic, deletion); step (224 there, null now)" in line
+
+
+def test_an_image_that_changed_is_not_mixed_with_the_old_one(folder):
+    options = ["--method", "ablation-cam", "--limit", 2, "--no-controls"]
+    assert evaluate(*options).exit_code == 0
+    before = (folder / "out/rows.jsonl").read_bytes()
+    Image.new("RGB", (40, 30), (9, 9, 9)).save("images/0.png")
+    line = one_error(evaluate("--method", "grad-cam,ablation-cam", *options[2:]))
+    assert line == (
+        "`data` must be the files of which out has rows; 0.png has another content now. Name "
+        "another folder, or put the old files back."
+    )
+    assert (folder / "out/rows.jsonl").read_bytes() == before
+
+
+def test_failed_rows_are_tried_again_when_asked(folder):
+    good = (folder / "images/0.png").read_bytes()
+    (folder / "images/0.png").write_bytes(b"no picture")
+    options = ["--method", "ablation-cam,grad-cam", "--limit", 2, "--no-controls"]
+    assert evaluate(*options).exit_code == 2
+    (folder / "images/0.png").write_bytes(good)
+    assert evaluate(*options).exit_code == 2
+    result = evaluate(*options, "--retry-failed")
+    assert result.exit_code == 0, result.output
+    assert "2 failed rows tried again" in result.stderr
+    assert evaluate(*options, out="new").exit_code == 0
+    assert numbers("out") == numbers("new")
+    assert "0 failed rows tried again" in evaluate(*options, "--retry-failed").stderr
+
+
+def test_the_results_may_lie_in_the_data(folder):
+    for _ in range(2):
+        result = evaluate("--method", "grad-cam", "--no-controls", "--html", out="images/out")
+        assert result.exit_code == 0, result.output
+    assert len(numbers("images/out")) == N_IMAGES
+
+
+def test_what_is_to_be_done_is_said_before_it_starts(folder):
+    result = evaluate("--method", "grad-cam", "--no-controls")
+    assert f"note: {N_IMAGES} images x 1 variant = {N_IMAGES} rows\n" in result.stderr
+
+
+def test_an_evaluation_has_one_class_for_each_image(folder):
+    for target in ("0,1", "top:2"):
+        line = one_error(evaluate("--method", "grad-cam", "--target", target))
+        assert line.startswith("`target` must be one class of each image in an evaluation; got ")
+    assert not (folder / "out").exists()
+
+
 def test_random_weights_are_the_same_in_every_run(folder):
     named = {"model": "evaluated_nets:drawn"}
     command = ["--method", "grad-cam", "--layer", "0", "--no-controls", "--limit", 2]
@@ -707,6 +784,22 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_table(folder, reference):
     assert set(left.splitlines()[:n_whole]) <= set(rows.read_bytes().splitlines())
     assert numbers("out") == numbers(reference)
     assert table("out") == table(reference)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on(folder, how):
+    rows = folder / "out/rows.jsonl"
+    process = start("captum_clustered", *arguments(*LONG), PAUSE="0.02")
+    deadline = time.monotonic() + 120
+    while not (rows.exists() and rows.read_bytes()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "stopped; the same command goes on from here" in output
+    assert "Traceback" not in output
 
 
 def test_two_processes_end_with_the_same_table(folder, reference):

@@ -287,19 +287,70 @@ def test_boxes_and_masks_take_the_way_of_the_image(tmp_path):
     # columns 4 to 7 of 16 become 2 and 3 of 8, which are 0 and 1 of the middle 4
     expected = torch.tensor([[1, 1, 0, 0]] * 2 + [[0, 0, 0, 0]] * 2).bool()[None]
     item = Item("a", Path(), boxes=((4, 0, 8, 4),))
-    assert load_mask(item, image, transform, (4, 4)).equal(expected)
+    found, what = load_mask(item, image, transform, (4, 4))
+    assert found.equal(expected)
+    assert what == "inside"
     mask = Image.new("L", (16, 8))
     mask.paste(1, (4, 0, 8, 4))  # labels count, not grey
     mask.save(tmp_path / "m.png")
     item = Item("a", Path(), mask=tmp_path / "m.png")
-    assert load_mask(item, image, transform, (4, 4)).equal(expected)
-    assert not load_mask(Item("a", Path()), image, transform, (4, 4)).any()
+    assert load_mask(item, image, transform, (4, 4))[0].equal(expected)
+
+
+def test_what_became_of_an_object_is_said(tmp_path):
+    image = Image.new("RGB", (16, 8))
+    steps = [transforms.Resize((4, 8)), transforms.CenterCrop(4), transforms.ToTensor()]
+    transform = transforms.Compose(steps)
+    Image.new("L", (16, 8)).save(tmp_path / "black.png")
+    for item, expected in (
+        (Item("a", Path()), "not_given"),
+        (Item("a", Path(), mask=tmp_path / "black.png"), "empty"),
+        (Item("a", Path(), boxes=((4.6, 0, 5.4, 8),)), "empty"),  # between two centres
+        (Item("a", Path(), boxes=((0, 0, 3, 8),)), "cut_off"),
+        (Item("a", Path(), boxes=((0, 0, 3, 8), (4, 0, 8, 4))), "inside"),
+    ):
+        found, what = load_mask(item, image, transform, (4, 4))
+        assert what == expected
+        assert bool(found.any()) == (expected == "inside")
+    volume = Item("v", Path(), mask=tmp_path / "empty.npy")
+    np.save(tmp_path / "empty.npy", np.zeros((2, 3, 4)))
+    found, what = load_mask(
+        volume, np.ones((2, 3, 4), np.float32), lambda v: torch.from_numpy(v)[None], (2, 3, 4)
+    )
+    assert what == "empty"
+
+
+@pytest.mark.parametrize(
+    "box", [(16, 0, 20, 4), (0, 8, 4, 9), (-5, 0, 0, 4), (0, -5, 4, 0), (100, 200, 300, 400)]
+)
+def test_a_box_outside_of_its_image_is_refused(box):
+    item = Item("a", Path(), boxes=((1, 1, 2, 2), box))
+    words = f"`boxes` must lie in the image; a is 16 x 8 pixels, got {' '.join(map(str, box))}."
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_mask(item, Image.new("RGB", (16, 8)), transforms.ToTensor(), (8, 16))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ("8 2 4 6", "must be x0 y0 x1 y1 with x0 < x1 and y0 < y1; line 2 of"),
+        ("4 6 8 2", "must be x0 y0 x1 y1 with x0 < x1 and y0 < y1; line 2 of"),
+        ("1 2 3 4; 10 20 5 5", "If these are x, y, width and height, add x to the width"),
+        ("0 0 20 0", "must be x0 y0 x1 y1 with x0 < x1"),
+        ("0.1 0.2 0.5 0.9", "which looks like shares of the image. Multiply them by its width"),
+        ("0 0 1 1", "which looks like shares of the image"),
+    ],
+)
+def test_a_box_that_cannot_be_meant_is_refused(tmp_path, boxes, words):
+    (tmp_path / "t.csv").write_text(f"path,boxes\na.png,{boxes}\n")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        find_images(tmp_path / "t.csv")
 
 
 def test_a_pixel_is_in_a_box_if_its_centre_is():
     image = Image.new("RGB", (4, 2))
-    item = Item("a", Path(), boxes=((0.5, -3, 2.5, 0.6), (3.6, 0, 3.9, 9), (9, 9, 12, 12)))
-    found = load_mask(item, image, transforms.ToTensor(), (2, 4))
+    item = Item("a", Path(), boxes=((0.5, -3, 2.5, 0.6), (3.6, 0, 3.9, 9)))
+    found, _ = load_mask(item, image, transforms.ToTensor(), (2, 4))
     assert found.int().tolist() == [[[1, 1, 0, 0], [0, 0, 0, 0]]]
 
 
@@ -427,6 +478,99 @@ def test_variants_may_come_in_addition(tmp_path):
     records.check_config(tmp_path, {"compared": {"variants": ["b", "a"]}})
     with pytest.raises(ValueError, match=r"variants \(there also b\)"):
         records.check_config(tmp_path, {"compared": {"variants": ["a"]}})
+
+
+def test_metrics_may_come_in_addition_and_take_the_first_step_with_them(tmp_path):
+    settings = {"compared": {"metrics": ["adc"], "variants": ["a"], "step": None}}
+    records.check_config(tmp_path, settings)
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("1", adc=1.0, status="ok", conventions={"score": "softmax"}))
+    more = {"compared": {"metrics": ["adc", "deletion"], "variants": ["a"], "step": 224}}
+    records.check_config(tmp_path, more)
+    with records.Rows(tmp_path) as rows:
+        found = {"score": "softmax", "deletion": {"step": 224}}
+        rows.append(row("1", adc=2.0, deletion=3.0, status="ok", conventions=found))
+    (both,) = records.read_rows(tmp_path).values()
+    # the number that was there stays
+    assert (both["adc"], both["deletion"], both["conventions"]) == (1.0, 3.0, found)
+    with pytest.raises(
+        ValueError, match=r"metrics \(there also deletion\); step \(224 there, null"
+    ):
+        records.check_config(tmp_path, settings)
+    other = {"compared": {**more["compared"], "step": 1}}
+    with pytest.raises(ValueError, match=r"step \(224 there, 1 now\)"):
+        records.check_config(tmp_path, other)
+
+
+def test_a_metric_that_fails_later_fails_its_row(tmp_path):
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("1", adc=1.0, status="ok"))
+        rows.append(row("1", status="failed", reason="no deletion"))
+    (found,) = records.read_rows(tmp_path).values()
+    assert found["reason"] == "no deletion"
+
+
+def test_what_differs_is_shown_even_at_the_end_of_long_values(tmp_path):
+    long = "Black(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), and more of it, seed="
+    records.check_config(tmp_path, {"compared": {"fill": long + "1", "versions": {"a": "1"}}})
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("1", status="ok"))
+    with pytest.raises(ValueError, match="other settings") as caught:
+        records.check_config(
+            tmp_path, {"compared": {"fill": long + "2", "versions": {"a": "1", "b": "2"}}}
+        )
+    assert "it, seed=1 there, …nd more of it, seed=2 now); versions: b (null there, 2 now)" in str(
+        caught.value
+    )
+
+
+def test_failed_rows_can_be_forgotten(tmp_path):
+    with records.Rows(tmp_path) as rows:
+        rows.append(row("1", status="ok"))
+        rows.append(row("2", status="failed"))
+    with records.Rows(tmp_path, rank=1) as rows:
+        rows.append(row("3", status="failed"))
+    assert records.forget_failed(tmp_path) == 2
+    assert [key[0] for key in records.read_rows(tmp_path)] == ["1"]
+    assert records.forget_failed(tmp_path) == 0
+
+
+def test_a_file_whose_content_changed_is_noticed(tmp_path, monkeypatch):
+    image, mask = tmp_path / "a.png", tmp_path / "m.png"
+    image.write_bytes(b"first")
+    mask.write_bytes(b"mask")
+    inputs = {"a.png": [image, mask], "gone.png": [tmp_path / "gone.png"]}
+    rows = {("a.png", "x", None, None): {"status": "ok"}}
+    rows[("gone.png", "x", None, None)] = {"status": "failed"}
+    out = tmp_path / "out"
+    out.mkdir()
+    records.check_inputs(out, inputs, {})
+    read = []
+    real = records.digest_of
+    monkeypatch.setattr(records, "digest_of", lambda file: read.append(file) or real(file))
+    records.check_inputs(out, inputs, rows)
+    assert read == []  # what is as large and as old as before is not read
+    os.utime(image, (1, 1))
+    records.check_inputs(out, inputs, rows)  # another time, but the same content
+    mask.write_bytes(b"mark")
+    os.utime(mask, (1, 1))
+    with pytest.raises(
+        ValueError, match=r"`data` must be the files of .*; a\.png has another cont"
+    ):
+        records.check_inputs(out, inputs, rows)
+    mask.write_bytes(b"mask")
+    inputs["gone.png"][0].write_bytes(b"here")  # all its rows failed
+    records.check_inputs(out, inputs, rows)
+    (out / "inputs.json").write_text("{")
+    with pytest.raises(ValueError, match=r"inputs\.json cannot be read. Name another folder"):
+        records.check_inputs(out, inputs, rows)
+
+
+def test_a_name_that_is_not_utf_8_comes_back(tmp_path):
+    name = "caf\udce9.png"
+    with records.Rows(tmp_path) as rows:
+        rows.append(row(name, status="ok"))
+    assert [key[0] for key in records.read_rows(tmp_path)] == [name]
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}"])
@@ -828,7 +972,7 @@ def test_tables_say_the_same_in_three_ways():
     assert len(text) == 4
     interval = str(found.lines[1].intervals["adc"])
     markdown = report.summary_md(found)
-    assert f"| Clustered-CAM, K=4, drop | {interval} |" in markdown
+    assert f"| Clustered-CAM, K=4, drop | 6 | {interval} |" in markdown
     assert "| *Random groups, K=4, drop* |" in markdown
     assert "| 35.5 ms |" in markdown
     assert "- a note" in markdown
@@ -850,7 +994,39 @@ def test_a_variant_without_numbers_is_shown_empty():
     }
     found = reported(rows)
     assert report.summary_csv(found).splitlines()[1] == ("ablation-cam,,,0,6,6,0,0,0,,,,0,,,,0,")
-    assert "| Ablation-CAM | nan [nan, nan] |" in report.summary_md(found)
+    assert "| Ablation-CAM | 0 | - | - | - |" in report.summary_md(found)
+    assert "nan" not in report.summary_md(found) + report.summary_tex(found)
+
+
+def test_one_image_has_a_number_without_an_interval():
+    rows = {key: found for key, found in rows_of().items() if key[0] == IMAGES[0]}
+    columns = [report.Column("adc", "ADC ↓")]
+    found = report.make_report(rows, IMAGES[:1], [Variant("ablation-cam")], columns)
+    number = rows[key_of(IMAGES[0], Variant("ablation-cam"))]["adc"]
+    assert f"| Ablation-CAM | 1 | {number:.2f} |" in report.summary_md(found)
+    assert f"Ablation-CAM & {number:.2f} & " in report.summary_tex(found)
+
+
+def test_a_metric_of_fewer_images_says_of_how_many():
+    """Images without an object count as such, and are not part of what needs one."""
+    rows = rows_of()
+    for i, row in enumerate(rows.values()):
+        row["object"] = "cut_off" if row["image"] == IMAGES[0] else "inside"
+        row["iou"] = None if row["object"] == "cut_off" else float(i)
+    columns = [report.Column("adc", "ADC ↓"), report.Column("iou", "IoU ↑", needs_object=True)]
+    found = report.make_report(rows, IMAGES, [Variant("ablation-cam")], columns)
+    assert found.lines[0].faults == {"flat": 0, "not_finite": 0, "negative": 0, "no_object": 1}
+    head, _, line = report.summary_md(found).splitlines()[2:5]
+    assert [cell.strip() for cell in head.strip("| ").split("|")] == [
+        "Method", "images", "ADC ↓", "IoU ↑", "Time per image", "flat", "not finite", "negative",
+        "no object", "failed",
+    ]  # fmt: skip
+    cells = [cell.strip() for cell in line.strip("| ").split("|")]
+    n = len(IMAGES)
+    assert cells[1] == str(n)
+    assert "n=" not in cells[2]
+    assert cells[3].endswith(f"] (n={n - 1})")
+    assert cells[-2:] == ["1", "0"]
     figures.intervals(found).savefig(os.devnull, format="png")
 
 
