@@ -17,6 +17,7 @@ from captum_clustered.visualization import (
     describe,
     groups,
     overlay,
+    plain,
     sweep,
     to_captum,
 )
@@ -217,19 +218,19 @@ def _result(labels, dead=()):
     return cam.explain(x, target=0)
 
 
-def test_groups_are_shown_by_size_with_their_drops():
+def test_the_groups_with_the_largest_drops_are_shown_first():
     # channels weigh 1, -2, 3, -4, 5 and respond with 1, 2, 3, 4, 0 (dead): 1 - 4 + 9 - 16 = -10
     result = _result([0, 1, 1, 1, 0], dead=[4])
     figure = groups(result, n=8, image=GRAY, title="daisy")
     first, second, bars = figure.axes
-    assert [first.get_title(), second.get_title()] == ["1: 3 maps", "2: 1 map"]
-    assert [round(bar.get_width(), 4) for bar in bars.patches] == [-11, 1]
-    assert [text.get_text() for text in bars.texts] == ["-11", "+1"]
+    assert [first.get_title(), second.get_title()] == ["1: 1 map", "2: 3 maps"]
+    assert [round(bar.get_width(), 4) for bar in bars.patches] == [1, -11]
+    assert [text.get_text() for text in bars.texts] == ["+1", "-11"]
     assert bars.get_title() == "drop of the score, of -10"
     assert figure.get_suptitle() == "daisy\n5 maps in 2 groups, all shown; 1 dead"
     # the mean of the maps with 2, 3 and 4 at their own places, from 0 to (2 + 4) / 3
-    assert first.get_xlabel() == "mean 0 to 2"
-    assert second.get_xlabel() == "mean 0 to 1"
+    assert second.get_xlabel() == "mean 0 to 2"
+    assert first.get_xlabel() == "mean 0 to 1"
 
 
 def test_groups_show_where_the_group_responds():
@@ -250,9 +251,35 @@ def test_signs_of_drops_have_their_own_colours():
 
 
 def test_no_more_groups_than_asked_for():
+    # channels respond with 1, 2, 3 and weigh 1, -2, 3
     figure = groups(_result([0, 1, 2, -1]), n=2)
     assert len(figure.axes) == 3
-    assert figure.get_suptitle() == "4 maps in 3 groups, the 2 largest shown; 0 dead; 1 in no group"
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["+9", "+1"]
+    assert figure.get_suptitle() == (
+        "4 maps in 3 groups, the 2 with the largest drops shown; 0 dead; 1 in no group"
+    )
+
+
+def test_a_colour_map_that_matplotlib_does_not_know_is_refused():
+    for draw in (
+        lambda: overlay(GRAY, np.zeros(GRAY.shape[:2]), cmap="infreno"),
+        lambda: plain(np.zeros((2, 2)), cmap="infreno"),
+        lambda: compare(GRAY, {"a": np.zeros(GRAY.shape[:2])}, cmap="infreno"),
+        lambda: groups(_result([0, 1]), cmap="infreno"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"`cmap` must be .*; got 'infreno'. Close are: inferno"
+        ):
+            draw()
+
+
+def test_images_may_have_labels():
+    images = np.stack([GRAY, GRAY])
+    maps = {"a": np.zeros(images.shape[:3])}
+    figure = compare(images, maps, labels=["cat", "dog"])
+    assert [figure.axes[i].get_title() for i in (0, 2)] == ["cat", "dog"]
+    with pytest.raises(ValueError, match="`labels` must have one entry for each of the 2 images"):
+        compare(images, maps, labels=["cat"])
 
 
 @pytest.mark.parametrize("n_groups", [1, 3, 8])

@@ -208,7 +208,9 @@ _Step = Annotated[
 ]
 _RetryFailed = Annotated[
     bool,
-    typer.Option("--retry-failed", help="Try the images again whose rows failed in an earlier run."),
+    typer.Option(
+        "--retry-failed", help="Try the images again whose rows failed in an earlier run."
+    ),
 ]
 
 

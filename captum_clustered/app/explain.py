@@ -135,9 +135,7 @@ def _each(
                     there += 1
                     continue
                 explanation = explain_image(explainer, path, levels=output.html)
-                overlay = write_explanation(
-                    explanation, explainer.prepared, out, stem, output
-                )
+                overlay = write_explanation(explanation, explainer.prepared, out, stem, output)
             except Exception as error:  # the other images may be good
                 users = is_the_users(error)
                 code = code if code == 1 else (USER_ERROR if users else 1)

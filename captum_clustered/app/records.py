@@ -75,6 +75,7 @@ def settings_of(explainer: Explainer) -> dict[str, Any]:
         "target_asked_for": asked[0] if len(asked) == 1 else list(asked),
         "target": targets[0] if len(targets) == 1 else list(targets),
         "mask_fill": choices.mask_fill,
+        "score": prepared.score,
         "device": prepared.device,
         "seed": choices.seed,
     }

@@ -191,7 +191,7 @@ class _Writing:
         maps: dict[str, list[np.ndarray]] = {}
         for one in found:
             maps.setdefault(one.panel.title, []).append(self._flat(one)[1])
-        look = {"cmap": self.output.colormap, "alpha": self.output.alpha}
+        look: dict[str, Any] = {"cmap": self.output.colormap, "alpha": self.output.alpha}
         if len(titles) == 1:
             title = ", ".join(part for part in (self.explanation.title, where) if part)
             return compare(image, {name: own[0] for name, own in maps.items()}, title=title, **look)

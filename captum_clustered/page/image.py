@@ -102,9 +102,9 @@ def image_page(
         notes=list(notes),
         data=without_nan(data),
         classes=classes,
-        pages=[
-            {"title": words, "href": quote(file), "here": here} for words, file, here in pages
-        ] if len(pages) > 1 else [],
+        pages=[{"title": words, "href": quote(file), "here": here} for words, file, here in pages]
+        if len(pages) > 1
+        else [],
         settings=_flat(settings or {}),
     )
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import platform
 import re
 import subprocess
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 import captum_clustered
 from captum_clustered import ClusteredLayerAblation
-from captum_clustered.app import cli, demo, errors
+from captum_clustered.app import cli, demo, errors, units
 from captum_clustered.app import write as writing
 from captum_clustered.clustering import CLUSTERERS, KMeans
 from captum_clustered.evaluation.plan import Settings
@@ -368,7 +369,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(folder):
 
 @given(st.lists(st.sampled_from(["x", "X", "x-2", "x-2-2", "x-3", "y"]), max_size=8))
 def test_stems_are_unique_and_the_first_of_a_name_keeps_it(stems):
-    names = writing.unique_stems([Path(f"{i}/{stem}.png") for i, stem in enumerate(stems)])
+    names = list(units.unique_stems([Path(f"{i}/{stem}.png") for i, stem in enumerate(stems)]))
     assert len({name.casefold() for name in names}) == len(stems)
     for i, stem in enumerate(stems):
         assert names[i].startswith(stem)
@@ -376,16 +377,315 @@ def test_stems_are_unique_and_the_first_of_a_name_keeps_it(stems):
             assert names[i] == stem
 
 
-def test_a_model_that_gives_nan_is_recorded_as_such(folder):
-    result = explain("cat.png", "--target", 1, model="nets:broken")
+@pytest.mark.parametrize("target", ["predicted", "1"])
+def test_scores_that_are_no_numbers_are_an_error(folder, target):
+    line = one_error(explain("cat.png", "--target", target, model="nets:broken"))
+    assert line == (
+        "cat.png: the model's scores must be finite; 4 of 4 are not. Look at the weights, and at "
+        "the type of their numbers."
+    )
+    assert list((folder / "out").iterdir()) == []
+
+
+def test_an_input_that_is_not_finite_is_an_error_and_the_others_are_done(folder):
+    (folder / "volumes.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n"
+        "    layers = nn.Conv3d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*layers), lambda volume: torch.from_numpy(volume)[None]\n"
+    )
+    bad = np.ones((5, 6, 7), np.float32)
+    bad[2, 3, 4] = np.nan
+    np.save("bad.npy", bad)
+    np.save("good.npy", np.random.default_rng(0).random((5, 6, 7), np.float32))
+    result = explain("bad.npy", "good.npy", "--layer", "1", model="volumes:net")
+    assert result.exit_code == 2
+    assert "error: bad.npy: the model's input must be finite" in result.stderr
+    assert (folder / "out/good.json").is_file()
+    assert not (folder / "out/bad.json").exists()
+
+
+def test_a_class_that_is_barred_is_no_error(folder):
+    """Some models give -inf for classes that cannot be."""
+    (folder / "barring.py").write_text(
+        "from nets import Net, transform\n"
+        "class Barring(Net):\n"
+        "    def forward(self, x):\n"
+        "        scores = super().forward(x)\n"
+        "        return scores.index_fill(1, scores.new_tensor([0]).long(), float('-inf'))\n"
+        "def net():\n    return Barring(), transform\n"
+    )
+    result = explain("cat.png", "--target", "1", model="barring:net")
     assert result.exit_code == 0, result.output
-    text = (folder / "out/cat.json").read_text()
-    assert "NaN" not in text.replace("is NaN", "")  # it is no JSON
-    record = json.loads(text)
-    assert record["heatmap"]["note"] == "no map: every value is NaN"
-    assert record["target"]["score"] is None
-    assert np.isnan(np.load(folder / "out/cat.heatmap.npy")).all()
-    assert record["replay"]["path"] in {"suffix", "full"}
+    probability = json.loads((folder / "out/cat.json").read_text())["target"]["probability"]
+    assert 0 < probability < 1
+
+
+# One image, one unit
+
+
+def _image_of(folder, stem):
+    return json.loads((folder / f"out/{stem}.json").read_text())["image"]
+
+
+def _two_of_one_name(folder):
+    for number, name in enumerate(["x/same.png", "y/same.png"]):
+        (folder / name).parent.mkdir()
+        Image.new("RGB", (30, 40), (200 * number, 0, 50)).save(name)
+
+
+def test_the_results_of_another_image_stay(folder):
+    _two_of_one_name(folder)
+    assert explain("x/same.png", "--html", "--method", "clustered-cam,grad-cam").exit_code == 0
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    result = explain("y/same.png")
+    assert result.exit_code == 0, result.output
+    note = "note: y/same.png: out has results of another image under the name same\n"
+    assert note in result.stderr
+    assert "see out/same-2.overlay.png" in result.stdout
+    after = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert _image_of(folder, "same-2") == "y/same.png"
+    # and each finds its own again
+    assert explain("y/same.png").exit_code == explain("x/same.png").exit_code == 0
+    assert _image_of(folder, "same") == "x/same.png"
+    assert _image_of(folder, "same-2") == "y/same.png"
+    assert not (folder / "out/same-3.json").exists()
+
+
+def test_the_results_of_the_same_image_are_replaced_whole(folder):
+    assert explain("cat.png", "--html", "--method", "clustered-cam,grad-cam").exit_code == 0
+    assert (folder / "out/cat.html").is_file()
+    assert (folder / "out/cat.grad-cam.json").is_file()
+    (folder / "out/cat.notes.txt").write_text("mine")
+    assert explain("cat.png").exit_code == 0
+    names = {path.name for path in (folder / "out").iterdir()}
+    plain = {"cat.overlay.png", "cat.heatmap.npy", "cat.map.npy", "cat.json"}
+    assert names == plain | {"cat.notes.txt"}
+
+
+def test_one_relative_path_may_mean_two_images(folder, monkeypatch):
+    _two_of_one_name(folder)
+    for place in ("x", "y"):
+        monkeypatch.chdir(folder / place)
+        monkeypatch.syspath_prepend(folder)
+        assert explain("same.png", out=folder / "out").exit_code == 0
+    assert (folder / "out/same-2.json").is_file()
+
+
+def test_files_that_are_not_ours_stay(folder):
+    (folder / "out").mkdir()
+    for text in ('{"my": "notes"}', "no json"):
+        (folder / "out/cat.json").write_text(text)
+        assert explain("cat.png").exit_code == 0
+        assert (folder / "out/cat.json").read_text() == text
+    assert _image_of(folder, "cat-2") == "cat.png"
+
+
+def test_a_name_may_be_that_of_a_method(folder):
+    Image.new("RGB", (30, 40), "green").save("cat.grad-cam.png")
+    options = ["--method", "clustered-cam,grad-cam"]
+    for order in (["cat.png", "cat.grad-cam.png"], ["cat.grad-cam.png", "cat.png"]):
+        out = "-".join(order)
+        assert explain(*order, *options, out=out).exit_code == 0
+        records = [json.loads(path.read_text()) for path in (folder / out).glob("*.json")]
+        images = [record["image"] for record in records]
+        assert images.count("cat.png") == images.count("cat.grad-cam.png") == 3
+
+
+def test_resume_explains_only_what_is_missing(folder, monkeypatch):
+    from captum_clustered.app import explain as explaining
+
+    seen = []
+    real = explaining.explain_image
+
+    def watched(explainer, path, **options):
+        seen.append(path.name)
+        return real(explainer, path, **options)
+
+    monkeypatch.setattr(explaining, "explain_image", watched)
+    both = ["cat.png", "dog.png", "--resume", "--method", "clustered-cam,grad-cam"]
+    assert explain("cat.png", *both[2:]).exit_code == 0
+    result = explain(*both)
+    assert seen == ["cat.png", "dog.png"]
+    assert "1 image of 2 had been explained before; see out\n" in result.stdout
+    seen.clear()
+    assert explain(*both).exit_code == 0
+    assert seen == []
+    Image.new("RGB", (30, 40), "green").save("dog.png")
+    assert explain(*both).exit_code == 0
+    assert seen == ["dog.png"]
+    for more in (["--seed", "1"], ["--colormap", "jet"], ["--html"], ["--method", "hires-cam"]):
+        seen.clear()
+        assert explain("cat.png", *both[2:], *more).exit_code == 0
+        assert seen == ["cat.png"], more
+    seen.clear()
+    (folder / "out/cat.grad-cam.map.npy").unlink()
+    assert explain("cat.png", *both[2:]).exit_code == 0
+    assert seen == ["cat.png"]
+
+
+def test_a_folder_stands_for_its_images(folder):
+    for name in ("photos/b.png", "photos/deep/a.jpg", "photos/.hidden/c.png", "photos/out/d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 40), "green").save(name)
+    (folder / "photos/text.txt").write_text("no image")
+    result = explain("photos", "cat.png", out="photos/out")
+    assert result.exit_code == 0, result.output
+    done = [line.split(":")[0] for line in result.stdout.splitlines()]
+    assert done == ["photos/b.png", "photos/deep/a.jpg", "cat.png"]
+    (folder / "empty").mkdir()
+    line = one_error(explain("empty"))
+    assert line == "`images` must be files or folders of images; got none in empty."
+
+
+def test_names_that_cannot_be_shown_do_not_stop_the_others(folder):
+    name = os.fsdecode(b"caf\xe9.png")  # not UTF-8
+    try:
+        Image.new("RGB", (30, 40), "green").save(os.fsencode(name).decode("latin-1"))
+        os.rename(b"caf\xc3\xa9.png", b"caf\xe9.png")
+    except OSError:
+        pytest.skip("the file system has UTF-8 names only")
+    result = explain(name, "cat.png", "--html")
+    assert result.exit_code == 0, result.output
+    assert "caf\\udce9.png: " in result.stdout
+    record = json.loads((folder / "out" / name).with_suffix(".json").read_text())
+    assert record["image"] == name
+    assert (folder / "out/cat.json").is_file()
+    code = "from captum_clustered.app.cli import main; main()"
+    Image.new("RGB", (30, 40), "green").save("\u732b.png")
+    shell = subprocess.run(
+        [sys.executable, "-c", code, "explain", "\u732b.png", "cat.png", "--model", "nets:net"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shell.returncode == 0, shell.stderr
+    assert shell.stdout.startswith("\\u732b.png: class (")
+
+
+def test_a_file_that_may_not_be_read_does_not_stop_the_others(folder, monkeypatch):
+    real = Path.open
+
+    def guarded(self, *arguments, **named):
+        if self.name == "cat.png":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    result = explain("cat.png", "dog.png")
+    assert result.exit_code == 2
+    assert "error: [Errno 13] Permission denied: 'cat.png'" in result.stderr
+    assert "Traceback" not in result.output
+    assert (folder / "out/dog.json").is_file()
+    # this looks at all files first
+    result = explain("cat.png", "dog.png", "--dicom", "--dicom-identifiers", out="new")
+    assert "Traceback" not in result.output
+
+
+def test_a_narrow_picture_is_refused_before_it_fills_the_memory(folder):
+    Image.new("RGB", (1, 12000)).save("line.png")
+    result = explain("line.png", "--weights", "none", model="squeezenet1_1")
+    assert result.exit_code == 2
+    assert "got 1 x 12000 pixels, of which the model's transform would make 256 x 3072000" in (
+        result.stderr
+    )
+    Image.new("RGB", (40, 4000)).save("strip.png")
+    result = explain("strip.png", "--weights", "none", model="squeezenet1_1")
+    assert result.exit_code == 0, result.output
+
+
+# Several classes, and the look
+
+
+def test_several_classes_have_files_of_their_own(folder):
+    result = explain("cat.png", "--target", "2,0", "--target", "top:2", "--html")
+    assert result.exit_code == 0, result.output
+    loaded = load_net(folder)
+    x = loaded.transform(Image.open("cat.png"))[None]
+    top = loaded.model(x)[0].argsort(descending=True)[:2].tolist()
+    wanted = list(dict.fromkeys([2, 0, *top]))
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == [f"class{index}" for index in wanted]
+    assert [one["index"] for one in record["targets"]] == wanted
+    for index in wanted:
+        expected = ClusteredLayerAblation(loaded.model, loaded.model.features).attribute(x, index)
+        found = np.load(folder / f"out/cat.class{index}.map.npy")
+        np.testing.assert_allclose(found, expected[0, 0], rtol=1e-4, atol=1e-6)
+    pages = {2: "cat.html", **{index: f"cat.class{index}.html" for index in wanted[1:]}}
+    for index, name in pages.items():
+        text = (folder / "out" / name).read_text()
+        for other in wanted:
+            link = f'href="{pages[other]}"'
+            assert (link in text) == (other != index)
+        assert f'<strong aria-current="page">class ({index})' in text
+    both = explain("cat.png", "--target", "top:2", "--method", "clustered-cam,grad-cam", out="both")
+    assert both.exit_code == 0
+    names = {path.name for path in (folder / "both").glob("*.map.npy")}
+    methods = ("clustered-cam", "grad-cam")
+    assert names == {f"cat.{method}.class{index}.map.npy" for method in methods for index in top}
+
+
+@pytest.mark.parametrize("word", ["top:0", "top:5", "top:x", "top:"])
+def test_the_number_of_highest_classes_is_checked(folder, word):
+    line = one_error(explain("cat.png", "--target", word))
+    assert line == (
+        f"`target` must be top:N with N from 1 to 4, the number of classes; got '{word}'."
+    )
+
+
+def test_colour_map_and_alpha(folder):
+    result = explain("cat.png", "--colormap", "gray", "--alpha", "1", "--bare", "--html")
+    assert result.exit_code == 0, result.output
+    heatmap = np.load(folder / "out/cat.heatmap.npy")
+    with Image.open(folder / "out/cat.bare.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (*heatmap.shape, 3)
+    np.testing.assert_allclose(pixels, 255 * heatmap[..., None].repeat(3, -1), atol=1.5)
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert record["look"] == {"colormap": "gray", "alpha": 1.0}
+    assert 'value="100"' in (folder / "out/cat.html").read_text()
+    line = one_error(explain("cat.png", "--colormap", "viridi"))
+    assert "`cmap` must be a colour map of matplotlib" in line
+    assert "got 'viridi'. Close are: viridis" in line
+    assert "`alpha` must lie in [0, 1]; got 2.0." in one_error(explain("cat.png", "--alpha", "2"))
+
+
+def test_the_overlay_on_the_whole_image_lies_where_the_crop_was(folder):
+    """A heat map that is brightest where the image is white, in a crop that is not centred."""
+    (folder / "cropped.py").write_text(
+        "import torch\nfrom torch import nn\nfrom torchvision import transforms\n"
+        "def cut(image):\n"
+        "    return image.crop((20, 10, 60, 50)).resize((20, 20))\n"
+        "def net():\n"
+        "    steps = transforms.Lambda(cut), transforms.ToTensor()\n"
+        "    layers = nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*layers), transforms.Compose(steps)\n"
+    )
+    image = Image.new("RGB", (90, 70))
+    image.paste("white", (30, 30, 40, 40))
+    image.save("spot.png")
+    options = ["--layer", "0", "--target", "0", "--bare", "--colormap", "gray", "--alpha", "1"]
+    result = explain("spot.png", *options, model="cropped:net")
+    assert result.exit_code == 0, result.output
+    with Image.open(folder / "out/spot.original.png") as picture:
+        pixels = np.asarray(picture)[..., 0].astype(float)
+    assert pixels.shape == (70, 90)
+    rows, columns = np.nonzero(pixels > 127)
+    assert (rows.min(), rows.max()) == (30, 39)
+    assert (columns.min(), columns.max()) == (30, 39)
+    record = json.loads((folder / "out/spot.json").read_text())
+    assert record["files"]["original"] == "spot.original.png"
+
+
+def test_a_transform_that_bends_the_image_has_no_overlay_on_the_whole(folder):
+    (folder / "bent.py").write_text(
+        "from nets import Net, transform\n"
+        "def net():\n"
+        "    return Net(), lambda image: transform(image.rotate(30))\n"
+    )
+    assert explain("cat.png", "--bare", model="bent:net").exit_code == 0
+    assert (folder / "out/cat.bare.png").is_file()
+    assert not (folder / "out/cat.original.png").exists()
 
 
 # What is said
@@ -418,7 +718,9 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(folder):
     assert (folder / "out/dog.json").is_file()
 
 
-def test_a_full_disk_leaves_whole_files_only(folder, monkeypatch):
+def test_a_full_disk_leaves_whole_units_only(folder, monkeypatch):
+    assert explain("dog.png", "--seed", "1").exit_code == 0
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     save = np.save
 
     def full(file, array):
@@ -433,7 +735,8 @@ def test_a_full_disk_leaves_whole_files_only(folder, monkeypatch):
     assert "error: dog.png: [Errno 28] No space left on device\n" in result.stderr
     names = {path.name for path in (folder / "out").iterdir()}
     cats = {"cat.json", "cat.heatmap.npy", "cat.map.npy", "cat.overlay.png"}
-    assert names == cats | {"dog.overlay.png"}
+    assert names == cats | set(before)
+    assert all((folder / "out" / name).read_bytes() == old for name, old in before.items())
 
 
 @pytest.mark.parametrize(
@@ -612,7 +915,7 @@ def _raised(function):
         return error
 
 
-def test_only_what_our_doors_raise_is_the_users_error(monkeypatch):
+def test_only_what_our_doors_raise_is_the_users_error():
     assert errors.is_the_users(_raised(lambda: KMeans(0)))
     assert errors.is_the_users(_raised(lambda: load("nowhere:net")))
     assert errors.is_the_users(_raised(lambda: Path("no such file").read_text()))
@@ -623,7 +926,6 @@ def test_only_what_our_doors_raise_is_the_users_error(monkeypatch):
     assert not errors.is_the_users(_raised(lambda: KMeans(no_such_argument=1)))
     assert not errors.is_the_users(_raised(lambda: int("x")))
     # in our own file, but by no `raise`
-    monkeypatch.setattr(writing, "unique_stems", lambda paths: None)
     assert not errors.is_the_users(_raised(lambda: writing.write_explanation(None, None)))
     assert not errors.is_the_users(_raised(lambda: demo.compare_methods(None, None, None)))
 
@@ -676,8 +978,9 @@ def test_help_names_every_choice():
 
 def test_explain_and_evaluate_take_the_same_options_with_the_same_defaults():
     ours, theirs = (inspect.signature(f).parameters for f in (cli.explain, cli.evaluate))
-    own = {"images", "dicom", "dicom_identifiers"}
+    own = {"images", "dicom", "dicom_identifiers", "bare", "colormap", "alpha", "resume"}
     more = {"data", "metric", "controls", "calibrate", "fill", "limit", "batch_size", "step"}
+    more |= {"retry_failed"}
     assert set(ours) - set(theirs) == own
     assert set(theirs) - set(ours) == more
     for name in set(ours) & set(theirs):
@@ -689,6 +992,7 @@ def test_defaults_are_those_of_the_settings_and_of_the_class():
     parameters = inspect.signature(cli.evaluate).parameters
     settings = Settings(data=Path(), model="")
     plural = {"method": "methods", "metric": "metrics", "weighting": "weightings"}
+    plural["target"] = "targets"
     for name in set(parameters) - {"data", "model", "debug"}:
         value = getattr(settings, plural.get(name, name))
         default = parameters[name].default
