@@ -7,6 +7,8 @@ import importlib
 import json
 import math
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,3 +133,26 @@ def first_line(error: BaseException) -> str:
     text = str(error).strip()
     kind = type(error).__name__
     return f"{kind}: {text.splitlines()[0].rstrip('.')}" if text else kind
+
+
+def place_of(error: BaseException) -> str | None:
+    """Where an error was raised first: a file on the import path, and the line.
+
+    Example::
+
+        >>> import json
+        >>> try:
+        ...     json.loads("{")
+        ... except ValueError as error:
+        ...     place_of(error).partition(":")[0]
+        'json/decoder.py'
+    """
+    while error.__cause__ is not None:  # the error that ours describes
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return None
+    file = frames[-1].filename
+    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    inside = [folder for folder in folders if file.startswith(folder)]
+    return f"{file.removeprefix(max(inside, key=len, default=''))}:{frames[-1].lineno}"

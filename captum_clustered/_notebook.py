@@ -87,7 +87,7 @@ def fragment(
     summary: str | None = None,
     notes: Sequence[str] = (),
 ) -> str:
-    """A heat map and the largest groups behind it.
+    """A heat map and the groups with the largest drops.
 
     Args:
         head (str): A line above.

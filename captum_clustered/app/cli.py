@@ -165,7 +165,12 @@ _Dicom = Annotated[
 ]
 _DicomIdentifiers = Annotated[
     bool,
-    typer.Option("--dicom-identifiers", help="With --dicom: keep the names of patient and study."),
+    typer.Option(
+        "--dicom-identifiers",
+        help="With --dicom: keep what sorts the picture to its study: name, ID, birth date and sex "
+        "of the patient; UID, ID, date and time of the study; accession number and referring "
+        "physician; and a reference to the image.",
+    ),
 ]
 _Data = Annotated[
     Path,

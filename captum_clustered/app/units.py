@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["belongs_to", "read_record", "replaced", "unique_stems"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unique_stems(
@@ -90,6 +93,13 @@ def replaced(out: Path, stem: str) -> Iterator[Path]:
             (out / old).unlink(missing_ok=True)
         for file in sorted(part.iterdir(), key=lambda path: path.name == last):
             os.replace(file, out / file.name)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            f"{out} cannot be written ({error.strerror}). The results before this one are safe; "
+            "make room, and start the same command again with --resume."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -214,16 +214,26 @@ def _finish(job: Job) -> Outcome:
     rows = records.read_rows(out)
     records.merge(out, rows, job.keys)
     columns = [
-        report.Column(name, metric.head, metric.is_rate, metric.unit, metric.needs_object)
+        report.Column(
+            name,
+            metric.head,
+            is_rate=metric.is_rate,
+            unit=metric.unit,
+            needs_object=metric.needs_object,
+            higher_is_better=metric.higher_is_better,
+            meaning=metric.meaning,
+        )
         for name, metric in job.metrics.items()
     ]
     found = report.make_report(
         rows, job.images, job.variants, columns, job.notes, job.settings.seed
     )
     files = [out / "rows.jsonl", out / "config.json", *_write_tables(out, found)]
+    drawn = _write_figures(job, found, rows)
     if job.settings.html:
-        files.append(pages.write(out, found, rows, job.images, job.show))
-    files += _write_figures(job, found, rows)
+        shown = [path for path in drawn if path.suffix == ".png"]
+        files.append(pages.write(out, found, rows, job.images, job.show, job.class_name, shown))
+    files += drawn
     failed = [rows[key] for key in job.keys if rows[key]["status"] != "ok"]
     if len(failed) == len(job.keys):
         raise ValueError(

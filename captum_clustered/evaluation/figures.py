@@ -12,6 +12,7 @@ from captum_clustered.evaluation.report import Report
 from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["curves", "intervals"]
@@ -20,7 +21,16 @@ __all__ = ["curves", "intervals"]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#8C8C8C"
 _ACROSS = 4  # panels
-_STYLES = ("-", "--", ":", "-.")
+_DASHES: tuple[Any, ...] = (
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (5, 1)),
+    (0, (1, 1)),
+    (0, (7, 2, 1, 2, 1, 2)),
+    (0, (3, 3)),
+)
 
 
 def intervals(report: Report) -> Figure:
@@ -34,9 +44,11 @@ def intervals(report: Report) -> Figure:
     """
     colours = _colours([line.variant for line in report.lines])
     places = _places([line.variant.method for line in report.lines])
-    across = min(_ACROSS, len(report.columns))
-    down = -(-len(report.columns) // across)
-    figure = new_figure(3.0 + 2.1 * across, (0.9 + 0.19 * (places[-1] + 1)) * down)
+    down = -(-len(report.columns) // _ACROSS)
+    across = -(-len(report.columns) // down)  # rows as equal as can be
+    figure = new_figure(3.0 + 2.3 * across, (1.1 + 0.21 * (places[-1] + 1)) * down)
+    engine: Any = figure.get_layout_engine()
+    engine.set(wspace=0.05, hspace=0.06)
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for ax, column in zip(panels.flat, report.columns, strict=False):
         for place, line in zip(places, report.lines, strict=True):
@@ -55,7 +67,8 @@ def intervals(report: Report) -> Figure:
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in panels.flat[len(report.columns) :]:
         ax.set_visible(False)
-    panels[0, 0].set_yticks(places, [line.title for line in report.lines])
+    for row in panels[:, :1].flat:
+        row.set_yticks(places, [line.title for line in report.lines])
     panels[0, 0].set_ylim(places[-1] + 0.7, -0.7)
     figure.supxlabel("mean over the images with 95 % interval", fontsize="small")
     return figure
@@ -70,42 +83,52 @@ def curves(
         kind (str): ``"insertion"`` or ``"deletion"``.
         rows (mapping): All rows.
         images (sequence of str): The images.
-        variants (sequence of Variant): The methods, and the controls, which are grey.
+        variants (sequence of Variant): The methods, and the controls, which have a panel of their
+            own.
 
     Returns:
         *Figure*: With each curve's area in the legend.
     """
-    figure = new_figure(8.6, max(4.2, 1.2 + 0.17 * len(variants)))
-    ax = figure.subplots()
-    colours = _colours(variants)
-    for variant in variants:
-        found = [rows.get(key_of(image, variant), {}) for image in images]
-        known = [row for row in found if row.get("status") == "ok"]
-        if not known:
-            continue
-        mean = np.mean([row[f"{kind}_curve"] for row in known], axis=0)
-        area = np.mean([row[kind] for row in known])
-        shade, style = _look(variant, variants, colours[variant.method])
-        ax.plot(
-            np.linspace(0, 100, len(mean)),
-            mean,
-            color=shade,
-            linestyle=style,
-            linewidth=1.0 if variant.control else 1.6,
-            zorder=2 if variant.control else 3,
-            label=f"{title_of(variant)}: {area:.1f}",
-        )
+    methods = [variant for variant in variants if not variant.control]
+    controls = [variant for variant in variants if variant.control]
+    parts = [part for part in (methods, controls) if part]
+    figure = new_figure(4.3 * len(parts) + 3.2, max(4.2, 1.6 + 0.17 * len(variants)))
+    panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for ax, part in zip(panels, parts, strict=True):
+        for number, variant in enumerate(part):
+            _draw_curve(
+                ax, kind, variant, number, [rows.get(key_of(i, variant), {}) for i in images]
+            )
+        ax.set_title("controls" if part is controls else "methods", fontsize="small")
+        ax.set_xlim(0, 100)
+        ax.grid(color="#E0E0E0", linewidth=0.6)
+        ax.tick_params(labelsize="small")
+        ax.spines[["top", "right"]].set_visible(False)
     done = "put in" if kind == "insertion" else "taken out"
-    ax.set_xlabel(f"% of the pixels {done}, the map's largest values first", fontsize="small")
-    ax.set_ylabel("mean score", fontsize="small")
-    ax.set_title(f"{kind.capitalize()}, with the mean area in %", fontsize="medium")
-    ax.set_xlim(0, 100)
-    ax.grid(color="#E0E0E0", linewidth=0.6)
-    ax.tick_params(labelsize="small")
-    ax.spines[["top", "right"]].set_visible(False)
-    if ax.lines:
-        figure.legend(loc="outside right upper", fontsize="x-small", frameon=False)
+    figure.supxlabel(f"% of the pixels {done}, the map's largest values first", fontsize="small")
+    panels[0].set_ylabel("mean score", fontsize="small")
+    figure.suptitle(f"{kind.capitalize()}, with the mean area in %", fontsize="medium")
+    if any(ax.lines for ax in panels):
+        figure.legend(loc="outside right upper", fontsize="x-small", frameon=False, handlelength=4)
     return figure
+
+
+def _draw_curve(ax: Axes, kind: str, variant: Variant, number: int, found: Sequence[Row]) -> None:
+    """The mean curve of a variant, in a colour and a dash that no other in its panel has."""
+    known = [row for row in found if row.get("status") == "ok" and f"{kind}_curve" in row]
+    if not known:
+        return
+    mean = np.mean([row[f"{kind}_curve"] for row in known], axis=0)
+    area = np.mean([row[kind] for row in known])
+    ax.plot(
+        np.linspace(0, 100, len(mean)),
+        mean,
+        color=_COLOURS[number % len(_COLOURS)],
+        # the numbers of colours and dashes have no common divisor
+        linestyle=_DASHES[number % len(_DASHES)],
+        linewidth=1.2 if variant.control else 1.7,
+        label=f"{title_of(variant)}: {area:.1f}",
+    )
 
 
 def _colours(variants: Sequence[Variant]) -> dict[str, str]:
@@ -122,23 +145,3 @@ def _places(methods: Sequence[str]) -> list[float]:
         gap = 1.0 if i and method == methods[i - 1] else 1.5
         places.append(places[-1] + gap if places else 0.0)
     return places
-
-
-def _look(variant: Variant, variants: Sequence[Variant], colour: str) -> tuple[Any, str]:
-    """The colour, darker for more groups, and the line style: one for each weighting or control."""
-    from matplotlib.colors import to_rgb
-
-    numbers = sorted({v.clusters for v in variants if v.clusters is not None})
-    weightings = list(dict.fromkeys(v.weighting for v in variants if v.weighting is not None))
-    depth = 1.0
-    if variant.clusters is not None and len(numbers) > 1:
-        depth = 0.4 + 0.6 * numbers.index(variant.clusters) / (len(numbers) - 1)
-    shade = tuple(1 - depth * (1 - part) for part in to_rgb(colour))
-    index = weightings.index(variant.weighting) if variant.weighting in weightings else 0
-    methods = list(dict.fromkeys(v.method for v in variants if not v.control))
-    if variant.method in methods:  # another style where a colour is used a second time
-        index += methods.index(variant.method) // len(_COLOURS)
-    if variant.control:
-        controls = list(dict.fromkeys(v.method for v in variants if v.control))
-        index = controls.index(variant.method)
-    return shade, _STYLES[index % len(_STYLES)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = [
     "labels_of",
     "load_image",
     "load_mask",
+    "unknown_class",
 ]
 
 _SUFFIXES = {
@@ -185,24 +187,23 @@ def _is_image(path: Path) -> bool:
 
 
 def _in_table(table: Path) -> list[Item]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            columns = reader.fieldnames or ()
-            rows = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(
-                f"`data` must be a CSV file in UTF-8; got {table} ({error})."
-            ) from error
-    unknown = [column for column in columns if column not in _COLUMNS]
-    if "path" not in columns or unknown:
-        raise ValueError(
-            f"`data` must have a column path, and may have {', '.join(_COLUMNS[1:])}; {table} has "
-            f"{', '.join(columns) or 'none'}."
-        )
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        columns, rows = _columns_and_rows(table, text)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"`data` must be a CSV file in UTF-8; got {table} ({error}).") from error
     items: dict[str, Item] = {}
     for line, row in enumerate(rows, start=2):
-        given = {column: (value or "").strip() for column, value in row.items() if column}
+        if len(row) > len(columns) and any(cell.strip() for cell in row[len(columns) :]):
+            raise ValueError(
+                f"`data` must have {len(columns)} fields in each line, as its head; line {line} "
+                f"of {table} has {len(row)}. Put a field that has commas into quotation marks."
+            )
+        given = dict.fromkeys(columns, "") | {
+            column: cell.strip() for column, cell in zip(columns, row, strict=False)
+        }
+        if not any(given.values()):
+            continue  # an empty line
         name = given["path"]
         if not name or name in items:
             what = f"{name} a second time" if name else "no path"
@@ -219,6 +220,27 @@ def _in_table(table: Path) -> list[Item]:
             mask=table.parent / mask if mask else None,
         )
     return list(items.values())
+
+
+def _columns_and_rows(table: Path, text: str) -> tuple[list[str], list[list[str]]]:
+    """Reads a table that has commas, semicolons or tabs between its fields."""
+    heads: list[list[str]] = []
+    for delimiter in (",", ";", "\t"):
+        head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)) or [[]]
+        columns = [column.strip().casefold() for column in head]
+        if "path" in columns and set(columns) <= {*_COLUMNS, ""}:
+            if len(set(columns) - {""}) < len([column for column in columns if column]):
+                raise ValueError(
+                    f"`data` must have each column once; {table} has {', '.join(columns)}."
+                )
+            return columns, rows
+        heads.append(head)
+    most = sorted(heads, key=lambda head: -len(head))[0]
+    shown = ", ".join(map(repr, most)) or "none"
+    raise ValueError(
+        f"`data` must have a column path, and may have {', '.join(_COLUMNS[1:])}; {table} has "
+        f"{shown}. Rename the columns, and put commas between them."
+    )
 
 
 def _boxes(text: str, where: str) -> tuple[tuple[float, ...], ...]:
@@ -279,6 +301,20 @@ def labels_of(
         scores = torch.zeros(n_classes)
         index = {word: resolve_target(word, scores, class_names) for word in words}
     return [None if item.label is None else index[item.label] for item in items], how
+
+
+def unknown_class(
+    items: Sequence[Item], n_classes: int, class_names: Sequence[str] | None
+) -> Item | None:
+    """The first image whose class is neither a name nor an index of the model's."""
+    folded = {name.casefold() for name in class_names or ()}
+    for item in items:
+        word = item.label
+        if word is None or word.casefold() in folded:
+            continue
+        if not word.isdecimal() or int(word) >= n_classes:
+            return item
+    return None
 
 
 # --- pixels ---------------------------------------------------------------------------------------

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from captum_clustered._files import require
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.evaluation.images import Item, find_images, labels_of, load_image
+from captum_clustered.evaluation.images import (
+    Item,
+    find_images,
+    labels_of,
+    load_image,
+    unknown_class,
+)
 from captum_clustered.evaluation.judging import (
     Batch,
     Metric,
@@ -260,6 +266,12 @@ def _targets(
     if target != "given":
         index = prepared.target(target)
         return [index] * len(items), str(index)
+    strange = unknown_class(items, prepared.n_classes, prepared.loaded.class_names)
+    if None in labels and strange is not None:
+        raise ValueError(
+            f"`target` given must have a class of the model for each image; {strange.name} has "
+            f"{strange.label!r}, which is no name and no index of its {prepared.n_classes} classes."
+        )
     if None in labels:
         raise ValueError(
             f"`target` given must have a class of the model for each image; "
@@ -435,8 +447,8 @@ def _notes(
         "maps are enlarged linearly and scaled from minimum to maximum.",
         f"The 95 % interval of a mean is a percentile bootstrap over {drawn}, that of a rate "
         f"{rates}.",
-        "Area is the mean of the map. A larger area alone lowers ADC, so compare maps of similar "
-        "area.",
+        *(f"{metric.title}: {metric.meaning}." for metric in metrics.values() if metric.meaning),
+        "A larger area alone lowers ADC, so compare maps of similar area.",
         "The columns flat, not finite and negative count maps, which are part of all means. Failed "
         "images are not.",
         f"Time is the median for one map, without reading and judging, on {compared['device']}, "

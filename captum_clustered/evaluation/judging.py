@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clustered._files import first_line
+from captum_clustered._files import first_line, place_of
 from captum_clustered.fills import Fill
 from captum_clustered.metrics.confidence import Confidences, confidences
 from captum_clustered.metrics.curves import Curve
@@ -28,6 +29,7 @@ __all__ = [
     "as_metrics",
     "begin",
     "check_metrics",
+    "coarse",
     "measure",
 ]
 
@@ -36,6 +38,8 @@ Explain = Callable[..., Tensor]
 
 AREA = "area"
 """The metric that is always measured."""
+
+_HEAT_SIDE = 32
 
 POINTS = 51
 """Points of a curve that a row keeps, from 0 to all pixels."""
@@ -169,6 +173,7 @@ class Metric:
         needs_complement (bool): Whether the model must also be shown what the maps hide.
         only_order (bool): Whether only the order of a map's values counts.
         unit (str): ``"%"``, or ``""`` if it is not known.
+        meaning (str): What it measures, in words that follow its title.
     """
 
     title: str
@@ -181,6 +186,7 @@ class Metric:
     needs_complement: bool = False
     only_order: bool = False
     unit: str = "%"
+    meaning: str = ""
 
     @property
     def head(self) -> str:
@@ -224,7 +230,8 @@ def _from_outside(name: str, function: Callable[..., Any], judged: Judged) -> Te
         values = function(batch.model, batch.images, judged.heatmaps, batch.classes)
         values = torch.as_tensor(values).detach().double().cpu()
     except Exception as error:  # the user's code may raise anything
-        raise ValueError(f"`metric` {name} failed ({first_line(error)}).") from error
+        words = f"{first_line(error)}; {place_of(error)}"
+        raise ValueError(f"`metric` {name} failed ({words}).") from error
     if values.shape != (len(batch.images),):
         raise ValueError(
             f"`metric` {name} must return one number for each of the {len(batch.images)} images; "
@@ -287,7 +294,8 @@ def measure(
 
     Returns:
         *list*: For each image a dict with the metrics, the scores behind them, the state of the map
-        (``"ok"``, ``"flat"``, ``"not_finite"`` or ``"negative"``), and the conventions.
+        (``"ok"``, ``"flat"``, ``"not_finite"`` or ``"negative"``), the map itself in bytes, coarse
+        enough for a picture, and the conventions.
     """
     complement = any(metric.needs_complement for metric in metrics.values())
     judged = Judged(batch, heatmaps, explain, complement)
@@ -302,6 +310,7 @@ def measure(
     if found.complement is not None:
         columns["complement_score"] = found.complement.tolist()
     columns["map"] = [Status(status).name.lower() for status in found.status.tolist()]
+    columns["heat"] = [coarse(heatmap[0]) for heatmap in heatmaps]
     columns |= {f"{name}_curve": _thinned(curve) for name, curve in curves.items()}
     # the metrics were given the classes, whoever chose them
     words = {"target": batch.judged}
@@ -320,3 +329,28 @@ def _thinned(curve: Curve) -> list[list[float]]:
     points = np.linspace(0, 1, POINTS)
     scores = torch.atleast_2d(curve.scores).cpu().numpy()  # (N, steps)
     return [np.interp(points, fractions, row).round(5).tolist() for row in scores]
+
+
+def coarse(heatmap: Tensor) -> dict[str, Any]:
+    """A map for pictures: at most 32 values to a side, from 0 to 255.
+
+    Args:
+        heatmap (Tensor): `(H, W)`, or `(D, H, W)`, of which the middle slice is taken.
+
+    Returns:
+        *dict*: Its shape, and its bytes in base64.
+
+    Example::
+
+        >>> coarse(torch.tensor([[0.0, 2.0], [4.0, 8.0]]))
+        {'shape': [2, 2], 'bytes': 'AECA/w=='}
+    """
+    grid = heatmap if heatmap.ndim == 2 else heatmap[len(heatmap) // 2]
+    grid = grid.detach().float().nan_to_num().cpu()  # (H, W)
+    if max(grid.shape) > _HEAT_SIDE:
+        size = min(len(grid), _HEAT_SIDE), min(grid.shape[1], _HEAT_SIDE)
+        grid = torch.nn.functional.adaptive_avg_pool2d(grid[None, None], size)[0, 0]
+    low, high = float(grid.min()), float(grid.max())
+    values = ((grid - low) * (255 / ((high - low) or 1))).round().to(torch.uint8)
+    text = base64.b64encode(values.numpy().tobytes()).decode()
+    return {"shape": list(grid.shape), "bytes": text}

@@ -66,25 +66,66 @@ def _inside(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Judged], T
     return measure
 
 
+_SHOWN = "when only what the map shows is left"
+_LARGEST = "the map's largest values first"
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "adc": Metric("ADC", False, lambda judged: judged.confidences.average_drop),
+        "adc": Metric(
+            "ADC",
+            False,
+            lambda judged: judged.confidences.average_drop,
+            meaning=f"average drop in confidence, how much of the score is lost {_SHOWN}",
+        ),
         "pic": Metric(
-            "PIC", True, lambda judged: judged.confidences.increase_in_confidence, is_rate=True
+            "PIC",
+            True,
+            lambda judged: judged.confidences.increase_in_confidence,
+            is_rate=True,
+            meaning=f"increase in confidence, how often the score rises {_SHOWN}",
         ),
         "ag": Metric(
-            "AG", True, lambda judged: judged.confidences.average_gain, needs_probability=True
+            "AG",
+            True,
+            lambda judged: judged.confidences.average_gain,
+            needs_probability=True,
+            meaning=f"average gain, how much of its way up to 1 the score rises {_SHOWN}",
         ),
         "complement": Metric(
             "Drop on complement",
             True,
             lambda judged: judged.confidences.drop_on_complement,
             needs_complement=True,
+            meaning="how much of the score is lost when what the map shows is hidden",
         ),
-        "adcc": Metric("ADCC", True, _adcc),
-        "coherency": Metric("Coherency", True, _coherency),
-        "insertion": Metric("Insertion", True, _insertion, is_curve=True, only_order=True),
-        "deletion": Metric("Deletion", False, _deletion, is_curve=True, only_order=True),
+        "adcc": Metric(
+            "ADCC",
+            True,
+            _adcc,
+            meaning="harmonic mean of coherency, 100 - area and 100 - average drop",
+        ),
+        "coherency": Metric(
+            "Coherency",
+            True,
+            _coherency,
+            meaning="how alike the map and the map of the masked image are",
+        ),
+        "insertion": Metric(
+            "Insertion",
+            True,
+            _insertion,
+            is_curve=True,
+            only_order=True,
+            meaning=f"mean score while pixels are put in, {_LARGEST}",
+        ),
+        "deletion": Metric(
+            "Deletion",
+            False,
+            _deletion,
+            is_curve=True,
+            only_order=True,
+            meaning=f"mean score while pixels are taken out, {_LARGEST}",
+        ),
         "pointing": Metric(
             "Pointing game",
             True,
@@ -92,10 +133,25 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             is_rate=True,
             needs_object=True,
             only_order=True,
+            meaning="how often the map's largest value lies in the object",
         ),
-        "energy": Metric("Energy inside", True, _inside(energy_inside), needs_object=True),
-        "iou": Metric("IoU", True, _inside(iou), needs_object=True),
-        "area": Metric("Area", None, lambda judged: judged.confidences.area),
+        "energy": Metric(
+            "Energy inside",
+            True,
+            _inside(energy_inside),
+            needs_object=True,
+            meaning="share of the heat that lies in the object",
+        ),
+        "iou": Metric(
+            "IoU",
+            True,
+            _inside(iou),
+            needs_object=True,
+            meaning="intersection over union of the object and the hot part of the map",
+        ),
+        "area": Metric(
+            "Area", None, lambda judged: judged.confidences.area, meaning="mean of the map"
+        ),
     }
 )
 """All metrics by name; each is in percent. The area is always measured."""

@@ -41,6 +41,8 @@ class Column:
         is_rate (bool): Whether an image either has it or not, 100 or 0.
         unit (str): ``"%"``, or ``""`` if it is not known.
         needs_object (bool): Whether it is measured only on images with an object.
+        higher_is_better (bool or None): None for what is neither good nor bad in itself.
+        meaning (str): What it measures, in words.
     """
 
     name: str
@@ -48,6 +50,13 @@ class Column:
     is_rate: bool = False
     unit: str = "%"
     needs_object: bool = False
+    higher_is_better: bool | None = None
+    meaning: str = ""
+
+    @property
+    def name_alone(self) -> str:
+        """The title without the arrow."""
+        return self.title.rstrip(" ↑↓")
 
 
 @dataclass(frozen=True)
@@ -327,8 +336,8 @@ def in_words(interval: Interval) -> str:
 
     Example::
 
-        >>> in_words(Interval(1.0, 0.5, 1.5, 9)), in_words(Interval(1.0, math.nan, math.nan, 1))
-        ('1.00 [0.50, 1.50]', '1.00')
+        >>> in_words(mean_interval([2.0])), in_words(mean_interval([2.0, 2.0]))
+        ('2.00', '2.00 [2.00, 2.00]')
     """
     if math.isnan(interval.estimate):
         return "-"

@@ -6,10 +6,7 @@ depend neither on the number of processes nor on interruptions.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from captum_clustered._files import place_of
 from captum_clustered.evaluation.rows import Key, Row, Variant, key_of
 
 if TYPE_CHECKING:
     from captum_clustered.evaluation.images import Loaded
     from captum_clustered.evaluation.records import Rows
 
-__all__ = ["Task", "Work", "place_of", "run", "share"]
+__all__ = ["Task", "Work", "run", "share"]
 
 
 @dataclass(frozen=True)
@@ -223,26 +221,3 @@ def _failed(error: Exception) -> Row:
         "error": kind,
         "place": place_of(error),
     }
-
-
-def place_of(error: BaseException) -> str | None:
-    """Where an error was raised first: a file on the import path, and the line.
-
-    Example::
-
-        >>> import json
-        >>> try:
-        ...     json.loads("{")
-        ... except ValueError as error:
-        ...     place_of(error).partition(":")[0]
-        'json/decoder.py'
-    """
-    while error.__cause__ is not None:  # the error that ours describes
-        error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return None
-    file = frames[-1].filename
-    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
-    inside = [folder for folder in folders if file.startswith(folder)]
-    return f"{file.removeprefix(max(inside, key=len, default=''))}:{frames[-1].lineno}"

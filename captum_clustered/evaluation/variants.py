@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from captum_clustered._checks import did_you_mean
-from captum_clustered._files import first_line
+from captum_clustered._files import first_line, place_of
 from captum_clustered.clustering import as_clusterer
 from captum_clustered.evaluation.rows import OWN, Variant
 from captum_clustered.weighting import as_weighting
@@ -247,4 +247,5 @@ def named(method: AnyMethod) -> Iterator[None]:
     except Exception as error:  # the user's code may raise anything
         if not isinstance(method, Outside):
             raise
-        raise ValueError(f"`method` {method.name} failed ({first_line(error)}).") from error
+        words = f"{first_line(error)}; {place_of(error)}"
+        raise ValueError(f"`method` {method.name} failed ({words}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch each raise their own errors
+            # what torch says of a pickle advises to let the file run code
+            is_pickle = isinstance(error, pickle.UnpicklingError)
+            what = "UnpicklingError: it holds more than tensors" if is_pickle else first_line(error)
             raise ValueError(
                 f"`checkpoint` must be a state dict that torch.load reads with weights_only=True; "
-                f"got {path} ({first_line(error)}). Save `model.state_dict()`, not the model."
+                f"got {path} ({what}). Save `model.state_dict()`, not the model."
             ) from error
     while isinstance(state, Mapping) and not _is_state(state):
         inner = next((state[key] for key in _WRAPPERS if key in state), None)

@@ -89,7 +89,8 @@ def read_image(path: str | Path) -> Image.Image:
 
     Args:
         path (str or Path): The file. Grey images of 16 bits are scaled to 8 bits. The rotation that
-            a camera recorded is applied. If the file has several frames, the first is read.
+            a camera recorded is applied. What is transparent shows white. If the file has several
+            frames, the first is read, and a warning says so.
 
     Returns:
         *PIL.Image.Image*: In mode ``"RGB"``.
@@ -105,6 +106,8 @@ def read_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
+                # the second frame of a camera's MPO is no other picture
+                frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
                 file.load()
                 image = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
@@ -115,6 +118,11 @@ def read_image(path: str | Path) -> Image.Image:
         raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats.")
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if frames > 1:
+        warnings.warn(f"{path} has {frames} frames; the first is taken", stacklevel=2)
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
     return image.convert("RGB")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice
-from captum_clustered._files import first_line
+from captum_clustered._files import first_line, place_of
 from captum_clustered._outputs import are_probabilities, are_shares, with_graph
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import normalize
@@ -332,7 +332,8 @@ def _input(loaded: LoadedModel, picture: Picture | Image.Image | np.ndarray) -> 
             "a transform."
         )
         raise ValueError(
-            f"the model's transform must {rule} a tensor {axes}; it failed ({first_line(error)})."
+            f"the model's transform must {rule} a tensor {axes}; it failed "
+            f"({first_line(error)}; {place_of(error)})."
             f"{remedy if is_volume else ''}"
         ) from error
     if not isinstance(x, Tensor) or x.ndim != (4 if is_volume else 3):
@@ -347,7 +348,8 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
         output = model(inputs)
     except Exception as error:  # the user's model may raise anything
         raise ValueError(
-            f"`model` failed on an input of shape {tuple(inputs.shape)} ({first_line(error)})."
+            f"`model` failed on an input of shape {tuple(inputs.shape)} ({first_line(error)}; "
+            f"{place_of(error)})."
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

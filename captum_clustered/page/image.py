@@ -20,7 +20,7 @@ from captum_clustered.page import picture_uri, render
 if TYPE_CHECKING:
     from captum_clustered.explainers.results import ClusteredAttribution
 
-__all__ = ["ClassScore", "image_page", "packed"]
+__all__ = ["ClassScore", "colours", "image_page", "packed"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def image_page(
         "start": int(_busiest(levels[chosen], size)),
         "levels": [_level(levels[count], count, size) for count in counts],
         "chosen": counts.index(chosen),
-        "colours": _colours(cmap),
+        "colours": colours(cmap),
         "opacity": round(100 * alpha),
     }
     return render(
@@ -172,8 +172,8 @@ def _busiest(result: ClusteredAttribution, size: Sequence[int]) -> int:
     return busiest(enlarge(result.map_of()[None, None], size)[0, 0])
 
 
-def _colours(cmap: str) -> str:
-    """The 256 colours of the scale as bytes."""
+def colours(cmap: str = CMAP) -> str:
+    """The 256 colours of a scale as bytes in base64, for the script."""
     table = np.round(255 * coloured(np.linspace(0, 1, 256), cmap)).astype(np.uint8)
     return base64.b64encode(table.tobytes()).decode()
 

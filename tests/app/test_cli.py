@@ -713,8 +713,9 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(folder):
     Image.new("RGB", (30, 40), "white").save("white.png")
     result = explain("white.png", "dog.png", model="nets:fussy")
     assert result.exit_code == 2
+    number = MODEL.splitlines().index('            raise RuntimeError("too bright\\nfor me")') + 1
     words = "error: white.png: `model` failed on an input of shape (1, 3, 20, 24) (RuntimeError: "
-    assert f"{words}too bright).\n" in result.stderr
+    assert f"{words}too bright; nets.py:{number}).\n" in result.stderr
     assert (folder / "out/dog.json").is_file()
 
 
@@ -732,7 +733,8 @@ def test_a_full_disk_leaves_whole_units_only(folder, monkeypatch):
     monkeypatch.setattr(np, "save", full)
     result = explain("cat.png", "dog.png")
     assert result.exit_code == 2
-    assert "error: dog.png: [Errno 28] No space left on device\n" in result.stderr
+    assert "error: dog.png: out cannot be written (No space left on device). The" in result.stderr
+    assert "make room, and start the same command again with --resume." in result.stderr
     names = {path.name for path in (folder / "out").iterdir()}
     cats = {"cat.json", "cat.heatmap.npy", "cat.map.npy", "cat.overlay.png"}
     assert names == cats | set(before)
@@ -886,7 +888,8 @@ def test_a_method_from_outside(folder):
         np.load("out/cat.mine-Mine.map.npy"), maps[0, 0].detach(), rtol=1e-5, atol=1e-6
     )
     line = one_error(explain("cat.png", "--method", "mine:Bad"))
-    assert line == "cat.png: `method` mine:Bad failed (ZeroDivisionError: division by zero)."
+    words = "ZeroDivisionError: division by zero; mine.py:8"
+    assert line == f"cat.png: `method` mine:Bad failed ({words})."
 
 
 def test_a_page_of_a_clusterer_without_a_number(folder):

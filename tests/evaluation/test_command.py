@@ -420,8 +420,10 @@ def test_what_is_wrong_from_outside_names_itself(folder):
     ):
         row = failed[name]
         words = f"too bright to {verb}"
-        assert row["reason"] == f"ValueError: {begin} failed (KeyError: '{words}')."
         number = lines.index(f'{indent}raise KeyError("{words}")') + 1
+        assert row["reason"] == (
+            f"ValueError: {begin} failed (KeyError: '{words}'; evaluated_nets.py:{number})."
+        )
         assert row["place"] == f"evaluated_nets.py:{number}"
 
 
@@ -728,6 +730,12 @@ def test_the_results_may_lie_in_the_data(folder):
 def test_what_is_to_be_done_is_said_before_it_starts(folder):
     result = evaluate("--method", "grad-cam", "--no-controls")
     assert f"note: {N_IMAGES} images x 1 variant = {N_IMAGES} rows\n" in result.stderr
+
+
+def test_a_class_that_the_model_does_not_have_is_named(folder):
+    Path("data.csv").write_text("path,class\nimages/0.png,2\nimages/1.png,heron\n")
+    line = one_error(evaluate("--method", "grad-cam", "--target", "given", data="data.csv"))
+    assert "images/1.png has 'heron', which is no name and no index of its 4 classes." in line
 
 
 def test_an_evaluation_has_one_class_for_each_image(folder):

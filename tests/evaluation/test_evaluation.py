@@ -16,7 +16,13 @@ from torchvision import transforms
 
 from captum_clustered.clustering import EveryMap
 from captum_clustered.evaluation import figures, images, judging, records, report, running
-from captum_clustered.evaluation.images import Item, find_images, labels_of, load_mask
+from captum_clustered.evaluation.images import (
+    Item,
+    find_images,
+    labels_of,
+    load_mask,
+    unknown_class,
+)
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.plan import Settings, listed, numbers
 from captum_clustered.evaluation.processes import World, joined
@@ -210,7 +216,11 @@ def test_a_table_gives_class_case_boxes_and_mask(tmp_path):
     ("text", "words"),
     [
         ("file\na.png\n", "must have a column path, and may have class, case, mask, boxes; "),
-        ("path,klass\na.png,1\n", "has path, klass."),
+        ("path,klass\na.png,1\n", "has 'path', 'klass'. Rename the columns"),
+        ("pa\u200bth,class\na.png,1\n", "has 'pa\\u200bth', 'class'. Rename"),
+        ("path|class\na.png|1\n", "has 'path|class'. Rename the columns, and put commas between"),
+        ("path,Path\na.png,b.png\n", "must have each column once;"),
+        ("path,class\na.png,crane, bird\n", "fields in each line, as its head; line 2 of"),
         ("path\na.png\na.png\n", "line 3 of"),
         ("path,class\n,1\n", "has no path."),
         ("path,boxes\na.png,1 2 3\n", "`boxes` must be four numbers each"),
@@ -223,6 +233,31 @@ def test_a_table_that_is_wrong_is_refused(tmp_path, text, words):
     table.write_text(text)
     with pytest.raises(ValueError, match=re.escape(words)):
         find_images(table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Path, Class ,BOXES\nb.png,3,1 2 3 4\n",
+        "path;class;boxes\nb.png;3;1 2 3 4\n",
+        "path\tclass\tboxes\nb.png\t3\t1 2 3 4\n",
+        "\ufeffpath,class,boxes\n\nb.png,3,1 2 3 4\n\n",
+        "path,class,boxes,\nb.png,3,1 2 3 4,\n",
+        "class,boxes,path\r\n3,1 2 3 4,b.png\r\n",
+    ],
+)
+def test_a_table_that_can_be_meant_only_one_way_is_read(tmp_path, text):
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    (item,) = find_images(tmp_path / "t.csv")
+    expected = Item("b.png", tmp_path / "b.png", "3", None, ((1.0, 2.0, 3.0, 4.0),))
+    assert item == expected
+
+
+def test_a_class_that_is_not_known_is_found():
+    items = [Item("a", Path(), "cat"), Item("b", Path()), Item("c", Path(), "1")]
+    assert unknown_class(items, 2, ["Cat", "dog"]) is None
+    assert unknown_class([*items, Item("d", Path(), "2")], 2, ["Cat", "dog"]).name == "d"
+    assert unknown_class(items, 2, None).name == "a"
 
 
 def test_data_that_are_not_there_are_refused(tmp_path):
@@ -869,7 +904,7 @@ def test_a_metric_from_outside():
             lambda *_: torch.ones(3),
             r"`metric` mine must return one number .* 2 images; got .*\(3,\)",
         ),
-        (lambda *_: 1 / 0, r"`metric` mine failed \(ZeroDivisionError: division by zero\)"),
+        (lambda *_: 1 / 0, r"`metric` mine failed \(ZeroDivisionError: division by zero; "),
         (lambda *_: "x", r"`metric` mine failed \(TypeError"),
     ],
 )
@@ -1053,10 +1088,10 @@ def test_the_curves_are_means(tmp_path):
         found["insertion_curve"] = [0.0, found["adc"] / 100]
         found["insertion"] = found["adc"] / 2
     figure = figures.curves("insertion", rows, IMAGES, list(ADCS))
-    lines = figure.axes[0].lines
-    assert list(lines[1].get_ydata()) == [0.0, pytest.approx(0.36)]
-    assert lines[1].get_label() == "Clustered-CAM, K=4, drop: 18.0"
-    assert len(lines) == 3
+    methods, controls = (ax.lines for ax in figure.axes)
+    assert list(methods[1].get_ydata()) == [0.0, pytest.approx(0.36)]
+    assert methods[1].get_label() == "Clustered-CAM, K=4, drop: 18.0"
+    assert (len(methods), len(controls)) == (2, 1)
     figure.savefig(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 1000
@@ -1069,4 +1104,15 @@ def test_no_two_of_many_methods_look_alike(tmp_path):
         for v in variants
     }
     lines = figures.curves("insertion", rows, ["a.png"], variants).axes[0].lines
-    assert len({(str(line.get_color()), line.get_linestyle()) for line in lines}) == 12
+    looks = [(str(line.get_color()), str(line._unscaled_dash_pattern)) for line in lines]
+    assert len(set(looks)) == 12
+    # up to the number of colours and of dashes, neither is used twice
+    assert len({colour for colour, _ in looks[:7]}) == len({dash for _, dash in looks[:7]}) == 7
+
+
+def test_panels_of_a_figure_stand_in_rows_as_equal_as_can_be():
+    for n, across in ((1, 1), (4, 4), (5, 3), (7, 4), (8, 4), (9, 3)):
+        columns = [report.Column("adc", f"{i}") for i in range(n)]
+        found = report.make_report(rows_of(), IMAGES, list(ADCS), columns)
+        grid = figures.intervals(found).axes[0].get_gridspec()
+        assert grid.ncols == across

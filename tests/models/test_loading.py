@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 from torchvision import models as vision
+from torchvision import transforms
+from torchvision.models import SqueezeNet1_1_Weights
+from torchvision.transforms import v2
 
 from captum_clustered.layers import find_target_layer
 from captum_clustered.models import (
@@ -17,6 +20,7 @@ from captum_clustered.models import (
     read_image,
     resolve_target,
 )
+from captum_clustered.models.images import check_enlarged, crop_of
 
 OWN = """
 import torch
@@ -287,14 +291,88 @@ def test_checkpoint_that_cannot_be_read(own, tmp_path):
         load(f"{own}:Net", checkpoint=tmp_path / "text.pth")
     assert "\n" not in str(info.value)
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")  # would run code when unpickled
-    with pytest.raises(ValueError, match=r"got .*whole\.pth \(UnpicklingError"):
+    with pytest.raises(ValueError, match=r"got .*whole\.pth \(UnpicklingError") as info:
         load(f"{own}:Net", checkpoint=tmp_path / "whole.pth")
+    assert "False" not in str(info.value)  # nobody is told to let the file run code
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(ValueError, match=r"must hold a state dict; .* holds a dict of epoch"):
         load(f"{own}:Net", checkpoint=tmp_path / "epoch.pth")
 
 
 # Images
+
+
+def test_what_is_transparent_shows_white(tmp_path):
+    image = Image.new("RGBA", (3, 1), (0, 0, 255, 255))
+    image.putpixel((0, 0), (0, 0, 255, 0))
+    image.putpixel((1, 0), (0, 0, 255, 128))
+    image.save(tmp_path / "alpha.png")
+    found = read_image(tmp_path / "alpha.png")
+    assert found.mode == "RGB"
+    assert [found.getpixel((x, 0)) for x in range(3)] == [(255,) * 3, (127, 127, 255), (0, 0, 255)]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    found = read_image(tmp_path / "palette.png")
+    assert [found.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 255, 0)]
+
+
+@pytest.mark.parametrize("name", ["two.gif", "two.tiff"])
+def test_of_several_frames_the_first_is_taken_and_said(tmp_path, name):
+    first, second = Image.new("L", (4, 4), 0), Image.new("L", (4, 4), 255)
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    with pytest.warns(UserWarning, match=f"{name} has 2 frames; the first is taken"):
+        found = read_image(tmp_path / name)
+    assert found.getpixel((0, 0)) == (0, 0, 0)
+
+
+def _resized(size, **more):
+    return transforms.Compose([transforms.Resize(size, **more), transforms.ToTensor()])
+
+
+@pytest.mark.parametrize(
+    ("transform", "size", "made"),
+    [
+        (_resized(256), (1, 12000), "256 x 3072000"),
+        (_resized([256]), (12000, 1), "3072000 x 256"),
+        (transforms.Compose([_resized(256)]), (2, 12000), "256 x 1536000"),
+        (SqueezeNet1_1_Weights.DEFAULT.transforms(), (1, 12000), "256 x 3072000"),
+        (v2.Compose([v2.Resize(256), v2.ToImage()]), (1, 12000), "256 x 3072000"),
+        (_resized((256, 256)), (1, 12000), None),
+        (_resized(256, max_size=500), (1, 12000), None),
+        (_resized(256), (40, 4000), None),
+        (_resized(256), (1, 1), None),
+        (lambda image: image, (1, 12000), None),
+    ],
+)
+def test_a_picture_that_a_transform_would_blow_up(transform, size, made):
+    if made is None:
+        check_enlarged(transform, size)
+        return
+    with pytest.raises(ValueError, match=f"model's transform would make {made} before it crops"):
+        check_enlarged(transform, size)
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (100, 80), (1000, 300)])
+def test_where_the_input_lies_is_measured(size):
+    (across, x0), (down, y0) = crop_of(SqueezeNet1_1_Weights.DEFAULT.transforms(), size)
+    # 256 for the shorter side, then the middle 224 of both
+    width, height = (max(256, int(256 * side / min(size))) for side in size)
+    assert across == pytest.approx(size[0] / width, rel=0.003)
+    assert down == pytest.approx(size[1] / height, rel=0.003)
+    assert x0 == pytest.approx(round((width - 224) / 2) * size[0] / width, abs=0.5)
+    assert y0 == pytest.approx(round((height - 224) / 2) * size[1] / height, abs=0.5)
+
+
+def test_a_flip_is_a_crop_and_a_rotation_is_none():
+    flip = transforms.Compose([transforms.RandomHorizontalFlip(1), transforms.ToTensor()])
+    (across, x0), (down, y0) = crop_of(flip, (40, 30))
+    assert (across, x0) == (pytest.approx(-1, abs=0.01), pytest.approx(40, abs=0.3))
+    assert (down, y0) == (pytest.approx(1, abs=0.01), pytest.approx(0, abs=0.3))
+    turn = transforms.Compose([transforms.Lambda(lambda i: i.rotate(20)), transforms.ToTensor()])
+    assert crop_of(turn, (40, 30)) is None
+    assert crop_of(lambda image: torch.zeros(3, 4, 4), (40, 30)) is None
 
 
 def test_image_of_sixteen_bits_keeps_its_range(tmp_path):
