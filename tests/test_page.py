@@ -1,5 +1,7 @@
 """The pages: whole in one file, right where it counts, usable in a browser."""
 
+import base64
+import html
 import json
 import re
 import shutil
@@ -16,6 +18,8 @@ from captum_clustered.evaluation import Settings, evaluate
 from captum_clustered.evaluation.pages import write
 from captum_clustered.evaluation.report import Column, Difference, Report
 from captum_clustered.evaluation.rows import Variant
+from captum_clustered.models import load
+from captum_clustered.page import environment
 from captum_clustered.page.image import ClassScore, image_page, packed
 from captum_clustered.statistics import Interval
 
@@ -112,6 +116,33 @@ def test_a_level_that_is_not_there_is_refused():
         image_page(PICTURE, _levels(), 3, title="", subtitle="")
 
 
+def test_a_template_reads_entries_of_a_dict_whatever_their_names_are():
+    jinja2 = pytest.importorskip("jinja2", reason="needs jinja2")
+    entries = {"clear": 1, "items": 2, "size": 3}
+    template = environment().from_string("{{ value.clear }} {{ value.items }} {{ value.size }}")
+    assert template.render(value=entries) == "1 2 3"
+    with pytest.raises(jinja2.UndefinedError, match="has no attribute 'keys'"):
+        environment().from_string("{{ value.keys }}").render(value=entries)
+
+
+def test_the_page_says_what_each_group_holds_and_switches_between_classes():
+    pages = [("daisy (1)", "a.html", True), ("tulip <2>", "a b.html", False)]
+    text = image_page(PICTURE, _levels(), 4, title="a.jpg", subtitle="daisy", pages=pages)
+    assert '<strong aria-current="page">daisy (1)</strong>' in text
+    assert '<a href="a%20b.html">tulip &lt;2&gt;</a>' in text
+    assert "<h1>a.jpg</h1>" in text
+    one = image_page(PICTURE, _levels(), 4, title="a.jpg", subtitle="daisy", pages=pages[:1])
+    assert "aria-current" not in one
+
+
+def test_a_colour_map_and_its_share_can_be_chosen():
+    text = image_page(PICTURE, _levels(), 4, title="", subtitle="", cmap="gray", alpha=0.25)
+    data = _data(text)
+    assert data["opacity"] == 25
+    table = np.frombuffer(base64.b64decode(data["colours"]), np.uint8).reshape(256, 3)
+    assert (table == np.arange(256)[:, None]).all()
+
+
 # An evaluation
 
 
@@ -159,6 +190,34 @@ def test_the_pages_have_the_numbers_of_the_rows(evaluated):
     for row in rows:
         if row["image"] == "a b.png":
             assert f'data-value="{row["adc"]}"' in page
+
+
+def test_the_page_of_an_image_has_the_maps_of_its_rows(evaluated):
+    rows = [json.loads(line) for line in (evaluated / "rows.jsonl").read_text().splitlines()]
+    data = _data((evaluated / "pages" / "1.html").read_text(encoding="utf-8"))
+    own = [row for row in rows if row["image"] == "a b.png"]
+    assert [found["bytes"] for found in data["maps"]] == [row["heat"]["bytes"] for row in own]
+    assert data["size"] == [1, 224, 224]
+    assert all(found["grid"] == [1, 7, 7] for found in data["maps"])
+
+
+def test_classes_have_names_and_metrics_are_spelled_out(evaluated):
+    rows = [json.loads(line) for line in (evaluated / "rows.jsonl").read_text().splitlines()]
+    name = load("efficientnet-lite0", weights="none").class_names[rows[0]["target"]]
+    report = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{html.escape(name)} ({rows[0]['target']})</td>" in report
+    page = (evaluated / "pages" / "1.html").read_text(encoding="utf-8")
+    assert f"class {html.escape(name)} ({rows[0]['target']}), score" in page
+    assert "ADC: average drop in confidence" in report
+    assert '>ADC (%)</button><span class="better">lower is better</span>' in report
+    assert '<img src="data:image/png;base64,' in report
+
+
+def test_bold_cells_are_those_of_the_summary(evaluated):
+    report = (evaluated / "report.html").read_text(encoding="utf-8")
+    summary = (evaluated / "summary.md").read_text(encoding="utf-8").partition("# Paired")[2]
+    bold = re.findall(r'class="number clear" data-value="([^"]+)"', report)
+    assert [f"{float(value):.2f}" for value in bold] == re.findall(r"\*\*(\S+) \[", summary)
 
 
 def test_only_a_difference_whose_interval_excludes_zero_is_bold(tmp_path):

@@ -47,7 +47,7 @@ class Outcome:
 
 def summarize(outcome: Outcome) -> str:
     """Describes an outcome in words."""
-    lines = [f"{outcome.images} images, {outcome.variants} variants"]
+    lines = [f"{counted(outcome.images, 'image')}, {counted(outcome.variants, 'variant')}"]
     if outcome.failed:
         lines[0] += (
             f"; {counted(outcome.failed, 'image')} failed: rows.jsonl says why, and "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,14 +155,21 @@ def image_files(folder: Path, apart: Path | None = None) -> list[Path]:
 
 
 def _files_in(folder: Path, apart: Path | None) -> list[Path]:
-    inside = [path for path in folder.rglob("*") if _is_image(path)]
-    hidden = {path for path in inside if any(p[0] == "." for p in path.relative_to(folder).parts)}
-    others = set() if apart is None else {path for path in inside if _is_below(path, apart)}
-    return sorted(set(inside) - hidden - others)
+    without = None if apart is None else apart.resolve()
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=_say_unreadable):
+        folders[:] = [
+            name for name in folders if name[0] != "." and Path(place, name).resolve() != without
+        ]
+        found += [path for name in files if _is_image(path := Path(place, name))]
+    return sorted(found)
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def _say_unreadable(error: OSError) -> None:
+    warnings.warn(
+        f"{error.filename} cannot be read ({error.strerror}); what it holds is left out",
+        stacklevel=2,
+    )
 
 
 def _in_folder(folder: Path, apart: Path | None) -> list[Item]:

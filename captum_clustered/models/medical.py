@@ -131,12 +131,25 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
             shown = _shown(pixels, dataset, frame)
     except Exception as error:  # a decoder's message may repeat the content of the file
         syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "unknown")
+        remedy = "The file is damaged, or its pixels are not as its header says."
+        if not _has_decoder(pixels, dataset):
+            remedy = (
+                "These pixels need a decoder: pip install pylibjpeg pylibjpeg-libjpeg "
+                "pylibjpeg-openjpeg."
+            )
         raise ValueError(
             f"image {path} cannot be decoded ({type(error).__name__}; transfer syntax {syntax}). "
-            "Compressed pixels may need a decoder: pip install pylibjpeg pylibjpeg-libjpeg "
-            "pylibjpeg-openjpeg."
+            f"{remedy}"
         ) from None
     return Image.fromarray(np.round(255 * shown).astype(np.uint8)).convert("RGB"), n_frames
+
+
+def _has_decoder(pixels: Any, dataset: Any) -> bool:
+    """Whether what is installed can decode the file's kind of compression."""
+    try:
+        return bool(pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:
+        return False
 
 
 @contextmanager

@@ -12,27 +12,38 @@ from typing import Any
 from captum_clustered._files import require
 from captum_clustered._notebook import picture_uri
 
-__all__ = ["picture_uri", "render"]
+__all__ = ["environment", "picture_uri", "render"]
 
 
 def render(template: str, **values: Any) -> str:
     """Fills a template of this package; whatever is put in is escaped."""
+    html: str = environment().get_template(template).render(**values)
+    return html
+
+
+def environment() -> Any:
+    """Jinja's environment of the templates.
+
+    Returns:
+        *jinja2.Environment*: Of a dict, ``value.clear`` is the entry of that name, not the method.
+
+    Raises:
+        ImportError: If Jinja2 is missing.
+    """
     jinja = require("jinja2", "html", "to write HTML pages")
 
     class ByKey(jinja.Environment):  # type: ignore[name-defined, misc]
-        """Of a dict, `value.clear` is the entry, not the method."""
-
         def getattr(self, obj: Any, attribute: str) -> Any:
             if isinstance(obj, dict):
-                return self.getitem(obj, attribute)
+                return (
+                    obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+                )
             return super().getattr(obj, attribute)
 
-    environment = ByKey(
+    return ByKey(
         loader=jinja.PackageLoader(__name__, "templates"),
         autoescape=True,
         undefined=jinja.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html: str = environment.get_template(template).render(**values)
-    return html

@@ -401,7 +401,7 @@ def test_methods_and_metrics_from_outside(folder):
     assert "| evaluated_nets:Twice |" in summary
     page = (folder / "out/report.html").read_text()
     assert "evaluated_nets:Twice" in page
-    assert "evaluated_nets:brightness ↑" in page
+    assert ">evaluated_nets:brightness</button>" in page
 
 
 def test_what_is_wrong_from_outside_names_itself(folder):

@@ -271,6 +271,24 @@ def test_data_that_are_not_there_are_refused(tmp_path):
         find_images(tmp_path)
 
 
+def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    picture(tmp_path / "cat/a.png")
+    picture(tmp_path / "dog/b.png")
+    real = os.scandir
+
+    def guarded(place):
+        if str(place).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.warns(
+        UserWarning, match=r"dog cannot be read \(Permission denied\); what it holds"
+    ):
+        found = find_images(tmp_path)
+    assert [item.name for item in found] == ["cat/a.png"]
+
+
 def test_a_limit_spreads_over_all_classes(tmp_path):
     for name in "abcdef":
         (tmp_path / f"{name}.png").touch()
