@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,14 +161,19 @@ class _Writing:
         pixels = self.explanation.picture.pixels
         if isinstance(pixels, np.ndarray):
             return files
-        crop = crop_of(self.prepared.loaded.transform, pixels.size)
-        if crop is None:
+        if self._crop is None:
             return files
         files["original"] = f"{name}.original.png"
         whole_image = np.asarray(pixels, dtype=np.float32) / 255
-        placed = _placed(heatmap, crop, pixels.size)
+        placed = _placed(heatmap, self._crop, pixels.size)
         _write_picture(self.folder / files["original"], self._overlay(whole_image, placed))
         return files
+
+    @cached_property
+    def _crop(self) -> Any:
+        """Where the network's input lies in the image; the same for all maps."""
+        pixels: Any = self.explanation.picture.pixels  # an image
+        return crop_of(self.prepared.loaded.transform, pixels.size)
 
     def _overlay(self, image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
         return overlay(image, heatmap, cmap=self.output.colormap, alpha=self.output.alpha)

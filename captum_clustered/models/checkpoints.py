@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_clustered._files import check_file, first_line, require
 
-__all__ = ["load_state", "read_checkpoint"]
+__all__ = ["load_state", "read_checkpoint", "without_prefix"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -87,7 +87,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: object) -> No
         ValueError: If the tensors do not fit the model. The message names the first of them.
     """
     own = model.state_dict()
-    state = _without_prefix(state, own)
+    state = without_prefix(state, own)
     shapes = [
         f"{key} ({tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model)"
         for key, value in state.items()
@@ -110,9 +110,10 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: object) -> No
         )
 
 
-def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """A state dict without a prefix that all its names have and the model's own names do not."""
     for prefix in _PREFIXES:
         needed = any(key.startswith(prefix) for key in own)
         if not needed and all(key.startswith(prefix) for key in state):
-            return _without_prefix({k.removeprefix(prefix): v for k, v in state.items()}, own)
+            return without_prefix({k.removeprefix(prefix): v for k, v in state.items()}, own)
     return state

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice, did_you_mean
 from captum_clustered._files import first_line, require
-from captum_clustered.models.checkpoints import load_state, read_checkpoint
+from captum_clustered.models.checkpoints import load_state, read_checkpoint, without_prefix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -264,6 +264,7 @@ def _fitted(make: Callable[..., nn.Module], state: dict[str, Tensor] | None) -> 
     if state is None:
         return model
     last = _last_parameter(model)
+    state = without_prefix(state, model.state_dict())
     n_classes = state[last].shape[0] if last in state and state[last].ndim else None
     return model if n_classes in {None, _n_classes(model)} else make(num_classes=n_classes)
 

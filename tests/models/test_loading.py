@@ -255,6 +255,16 @@ def test_checkpoint_as_safetensors(own, tmp_path, monkeypatch):
         load(f"{own}:Net", checkpoint=tmp_path / "net.safetensors")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod."])
+def test_checkpoint_sets_the_number_of_classes_under_a_prefix_too(tmp_path, prefix):
+    made = vision.squeezenet1_1(num_classes=5)
+    state = {f"{prefix}{name}": value for name, value in made.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "own.pth")
+    loaded = load("squeezenet1_1", checkpoint=tmp_path / "own.pth").model
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(x), made.eval()(x))
+
+
 def test_checkpoint_sets_the_number_of_classes(tmp_path):
     torch.save(vision.squeezenet1_1(num_classes=5).state_dict(), tmp_path / "five.pth")
     loaded = load("squeezenet1_1", checkpoint=tmp_path / "five.pth")
