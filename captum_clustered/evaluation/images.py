@@ -157,6 +157,8 @@ def image_files(folder: Path, apart: Path | None = None) -> list[Path]:
 def _files_in(folder: Path, apart: Path | None) -> list[Path]:
     without = None if apart is None else apart.resolve()
     found: list[Path] = []
+    if folder.resolve() == without:
+        return found
     for place, folders, files in os.walk(folder, onerror=_say_unreadable):
         folders[:] = [
             name for name in folders if name[0] != "." and Path(place, name).resolve() != without

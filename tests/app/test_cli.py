@@ -235,7 +235,7 @@ def test_record_holds_every_setting_and_version(folder):
         "clusters": 64,
         "clusterer": "own",
         "clusterer_settings": repr(KMeans(64, seed=7)),
-        "weighting": "drop_per_map",
+        "weighting": "auto",
         "device": "cpu" if not torch.cuda.is_available() else "cuda",
         "seed": 7,
     }

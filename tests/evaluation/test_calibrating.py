@@ -34,7 +34,7 @@ def _measured(network, *names, score="softmax", fill=0.5, maps=MAPS):
     return batch, {
         name: torch.tensor([row[name] for row in rows])
         for name in rows[0]
-        if name != "conventions" and not isinstance(rows[0][name], str | list)
+        if name != "conventions" and not isinstance(rows[0][name], str | list | dict)
     }
 
 
