@@ -39,6 +39,8 @@ _SUBSETS = 4
 
 _aten = torch.ops.aten
 _READING = {_aten._local_scalar_dense.default, _aten.equal.default}
+_FOR_EACH = {_aten.any.default: False, _aten.all.default: True}
+"""What, if it is the answer for all examples together, is that for each alone: none has a NaN."""
 
 
 class _ValueIsRead(BaseException):
@@ -51,6 +53,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.known: set[StorageWeakRef] = set()
+        self.for_each: dict[StorageWeakRef, bool] = {}
         self._add(tensors)
 
     def __torch_dispatch__(
@@ -59,10 +62,14 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         given = list(_tensors([args, kwargs.values()]))
         depends = not self.known.isdisjoint(_storages(given))
-        if depends and func in _READING:
-            raise _ValueIsRead
         output = func(*args, **kwargs)
+        if depends and func in _READING:
+            if any(self.for_each.get(storage) is output for storage in _storages(given)):
+                return output
+            raise _ValueIsRead
         if depends:
+            if func in _FOR_EACH:
+                self.for_each.update(dict.fromkeys(_storages([output]), _FOR_EACH[func]))
             written = given if func._schema.is_mutable else []
             self._add([*written, *_tensors([output])])
         return output

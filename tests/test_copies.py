@@ -335,6 +335,26 @@ class TestChoices:
 
         assert first_that_agrees([frozenset()], [x], run, lambda _: torch.ones(1)) == (None, READS)
 
+    @pytest.mark.parametrize(
+        ("read", "fine"),
+        [
+            (lambda x: x.isnan().any(), True),
+            (lambda x: x.isfinite().all(), True),
+            (lambda x: (x < 2).any(), False),  # of some, perhaps not of each
+            (lambda x: (x < 0.5).all(), False),
+            (lambda x: x.max() > 2, False),
+        ],
+    )
+    def test_what_holds_for_all_may_be_read_if_it_holds_for_each(self, read, fine):
+        x = torch.tensor([0.1, 0.9])
+
+        def run(_):
+            return 2 * x if read(x) else x
+
+        choice, found = first_that_agrees([frozenset([0])], [x], run, lambda output: output)
+        assert (choice is None) == (not fine)
+        assert fine or found == READS
+
     def test_constants_may_be_read(self):
         x, constant = torch.rand(3), torch.ones(3)
 
