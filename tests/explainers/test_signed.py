@@ -556,3 +556,55 @@ def test_groups_are_of_parts(x):
             assert group.drop == pytest.approx(float(result.drops[i, group.number]))
     assert any(group.below for group in result.groups())
     assert result.counts() == {"maps": 6, "dead_maps": 0, "maps_in_no_group": 0}
+
+
+# The weighting "auto"
+
+
+def _weighed(model, x, weighting, **settings):
+    cam = ClusteredLayerAblation(
+        model, model[0], n_clusters=3, weighting=weighting, unpainted="keep", **settings
+    )
+    return cam.explain(x, [0] * len(x), relu_attributions=False)
+
+
+def _tanh_head(channels=6):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Identity(), nn.Conv2d(channels, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)
+    ).double()
+
+
+@pytest.mark.parametrize("parts", ["signed", "whole"])
+def test_each_example_has_the_weighting_of_its_signs(parts):
+    model, x = _tanh_head(), torch.randn(3, 6, 3, 3).double()
+    x[1] = x[1].abs()
+    found = _weighed(model, x, "auto", parts=parts)
+    for row, name in enumerate(["drop_per_norm", "drop_per_map", "drop_per_norm"]):
+        expected = _weighed(model, x[row : row + 1], name, parts=parts)
+        torch.testing.assert_close(found.attributions[row], expected.attributions[0], **EXACT)
+        k = expected.group_weights.shape[1]
+        torch.testing.assert_close(found.group_weights[row, :k], expected.group_weights[0], **EXACT)
+
+
+@pytest.mark.parametrize("baseline", [None, -1.0])
+def test_behind_a_relu_it_is_drop_per_map_to_the_last_bit(baseline):
+    model, x = split_cnn(), torch.rand(2, 3, 9, 9).double()
+    for weighting in ("auto", Shapley(4)):
+        plain = "drop_per_map" if weighting == "auto" else Shapley(4, "drop_per_map")
+        one, other = (
+            ClusteredLayerAblation(model, model[0], n_clusters=4, weighting=name).explain(
+                x, [0, 1], layer_baselines=baseline
+            )
+            for name in (weighting, plain)
+        )
+        assert torch.equal(one.attributions, other.attributions)
+        assert torch.equal(one.group_weights, other.group_weights)
+
+
+def test_shapley_values_have_it_as_well():
+    model, x = _tanh_head(), torch.randn(2, 6, 3, 3).double()
+    found, expected = (
+        _weighed(model, x, Shapley(4, name)).attributions for name in ("auto", "drop_per_norm")
+    )
+    torch.testing.assert_close(found, expected, **EXACT)
