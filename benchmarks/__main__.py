@@ -312,6 +312,34 @@ def zoo(
 
 
 @app.command()
+def fuzz(
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many random programs.")
+    ] = 1000,
+    start: Annotated[int, typer.Option(metavar="N", min=0, help="The first seed.")] = 0,
+    threads: Threads = None,
+    out: Out = _RESULTS,
+) -> None:
+    """Random programs: do the fast path, the full path and a run by hand agree?"""
+    from benchmarks import fuzz as command
+    from benchmarks import results
+
+    _threads(threads)
+    path = results.collect(
+        "fuzz",
+        out,
+        {"seeds": seeds, "start": start},
+        command.cases(seeds, start),
+        command.measure,
+        say,
+    )
+    rows = results.read(path.parent)["fuzz"]["rows"]
+    typer.echo(", ".join(f"{count} {name}" for name, count in command.totals(rows).items()))
+    for wrong in (one for row in rows for one in row["wrong"]):
+        typer.echo(f"seed {wrong['seed']}, {wrong['about']}: {wrong['program']}")
+
+
+@app.command()
 def report(
     results: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder with the results of the commands.")

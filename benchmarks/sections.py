@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.fair import WORDS as FAIR_WORDS
+from benchmarks.fuzz import totals
 from benchmarks.methods import TOLERANCE
 from benchmarks.pages import interval, table
 from benchmarks.results import Row
@@ -458,6 +459,20 @@ def _zoo_networks(rows: Sequence[Row]) -> str:
     return table(["", "layer", "maps", "path", "equal", "error", "in"], lines, left=5)
 
 
+# --- fuzz -----------------------------------------------------------------------------------------
+
+
+def _fuzz(found: Mapping[str, Any]) -> list[str]:
+    outcomes = totals(found["rows"])
+    right, wrong = outcomes["suffix"] + outcomes["full"], outcomes["differs"] + outcomes["failed"]
+    return [
+        f"Of {right + wrong} random programs that run, most with operations in place, {right} had "
+        "the same scores by the default path, by the full path and by hand: "
+        f"{outcomes['suffix']} by the fast path, for {outcomes['full']} the default fell back to "
+        "the full path."
+    ]
+
+
 def _share(number: int, rows: Sequence[Row]) -> str:
     return f"{number} ({number / len(rows):.0%})"
 
@@ -470,5 +485,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "signed": ("Maps with two signs", _signed),
     "fair": ("The fair comparison", _fair),
     "zoo": ("Networks", _zoo),
+    "fuzz": ("Random programs", _fuzz),
 }
 """The title of a section, and the paragraphs from the results of its command."""

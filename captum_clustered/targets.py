@@ -19,9 +19,12 @@ __all__ = [
     "SCORES",
     "Score",
     "Target",
+    "as_scores",
     "check_target",
     "example_scores",
     "format_target",
+    "plain",
+    "plain_args",
     "repeat_target",
     "select",
     "target_scores",
@@ -39,6 +42,47 @@ Score = (
 
 SCORES = ("softmax", "sigmoid", "identity", "probabilities")
 """The names of scores on the command line: what becomes of a model's output."""
+
+
+def plain(values: Any, name: str) -> Any:
+    """Takes tensors of a subclass, such as MONAI's `MetaTensor`, as the tensors that they are.
+
+    What a subclass knows beside its values is left behind, and its operations are torch's own.
+
+    Args:
+        values (Any): A tensor, or a tuple of these; anything else is returned as it is.
+        name (str): The argument, for an error.
+
+    Raises:
+        TypeError: If a tensor is of a class that does its own operations, as one around another
+            tensor does. Torch's own classes of this kind are let through.
+
+    Example::
+
+        >>> class Named(Tensor):
+        ...     pass
+        >>> plain((torch.zeros(1).as_subclass(Named), "a"), "inputs")
+        (tensor([0.]), 'a')
+    """
+    kind = type(values)
+    if kind is Tensor or kind is torch.nn.Parameter:
+        return values
+    if kind is tuple:
+        return tuple(plain(value, name) for value in values)
+    if not isinstance(values, Tensor) or kind.__module__.startswith("torch."):
+        return values
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        verb = {"layer": "give", "forward_func": "return"}.get(name, "be")
+        raise TypeError(
+            f"`{name}` must {verb} plain tensors, or of a class that leaves operations to torch; "
+            f"got {kind.__name__}, which has its own `__torch_dispatch__`. Use the tensor inside."
+        )
+    return values.as_subclass(Tensor)
+
+
+def plain_args(inputs: Any, additional: Any) -> tuple[Any, Any]:
+    """What a caller passed as `inputs` and `additional_forward_args`, by :func:`plain`."""
+    return plain(inputs, "inputs"), plain(additional, "additional_forward_args")
 
 
 def format_target(target: Any, n_examples: int) -> Tensor | None:
@@ -66,6 +110,7 @@ def format_target(target: Any, n_examples: int) -> Tensor | None:
         tensor([[2],
                 [0]])
     """
+    target = plain(target, "target")
     if target is None:
         return None
     if isinstance(target, Tensor):
@@ -142,10 +187,9 @@ def select(output: Any, target: Tensor | None) -> Tensor:
         >>> select(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), format_target([1, 0], 2))
         tensor([2., 3.])
     """
+    output = as_scores(output)
     if isinstance(output, (int, float)):
         output = torch.tensor([float(output)])
-    if isinstance(output, Tensor) and not output.is_floating_point():
-        output = output.float()
     if not isinstance(output, Tensor):
         raise TypeError(
             f"`forward_func` must return one tensor; got {type(output).__name__}. Wrap it, for "
@@ -164,6 +208,29 @@ def select(output: Any, target: Tensor | None) -> Tensor:
         index = index.reshape(-1, 1, *[1] * (scores.ndim - 2)).expand(-1, 1, *scores.shape[2:])
         scores = scores.gather(1, index).squeeze(1)
     return scores
+
+
+def as_scores(output: Any) -> Any:
+    """The model's output as plain floating point tensor; what is no tensor is left as it is.
+
+    Raises:
+        TypeError: If the output is complex, or nested.
+    """
+    output = plain(output, "forward_func")
+    if not isinstance(output, Tensor):
+        return output
+    if output.is_complex() or output.is_nested:
+        kind = "nested" if output.is_nested else f"complex ({output.dtype})"
+        raise TypeError(
+            f"`forward_func` must return real scores in one dense tensor; got one that is {kind}. "
+            "Wrap it, for example `lambda *args: model(*args).abs()`."
+        )
+    if output.is_quantized:
+        return output.dequantize()
+    if output.layout is not torch.strided:
+        output = output.to_dense()
+    ready = output.is_floating_point() and output.itemsize > 1
+    return output if ready else output.float()
 
 
 def _check_axes(output: Tensor, target: Tensor | None) -> None:
@@ -213,6 +280,7 @@ def target_scores(output: Any, target: Tensor | None, score: Score = "softmax") 
         >>> target_scores(logits, format_target(1, 2))
         tensor([5.0000e-01, 4.2484e-18], dtype=torch.float64)
     """
+    output = as_scores(output)
     if not isinstance(output, Tensor):  # `select` accepts a number for the batch, nothing else
         output = select(output, None)
     logits = output.float() if output.device.type == "mps" else output.double()

@@ -38,12 +38,13 @@ from torch.nn.modules.module import (
 )
 
 from captum_clustered._copies import tolerance
-from captum_clustered.engine.calls import Call, LayerIO, versions
+from captum_clustered.engine.calls import Call, LayerIO, tensors_in, versions
+from captum_clustered.engine.effects import Held, effects, held
 from captum_clustered.engine.model import Model
-from captum_clustered.engine.sites import Follower, Site, mixes
-from captum_clustered.targets import example_scores
+from captum_clustered.engine.sites import Follower, Site, mixes, settled, share
+from captum_clustered.targets import as_scores, example_scores, plain
 
-__all__ = ["FirstPass", "capture"]
+__all__ = ["FirstPass", "capture", "check_kind"]
 
 _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 """Modules whose output is nowhere negative."""
@@ -151,8 +152,9 @@ def _channels_last(args: tuple[Any, ...]) -> tuple[Any, ...]:
     precisions = (torch.float32, torch.bfloat16, torch.float16)
 
     def pays(arg: Any) -> bool:
-        several = isinstance(arg, Tensor) and arg.ndim == 4 and len(arg) > 1
-        return several and arg.device.type == "cpu" and arg.dtype in precisions
+        if not isinstance(arg, Tensor) or not _is_dense(arg) or arg.device.type != "cpu":
+            return False
+        return arg.ndim == 4 and len(arg) > 1 and arg.dtype in precisions
 
     if not torch.backends.mkldnn.is_available() or not any(map(pays, args)):
         return args
@@ -178,13 +180,14 @@ def _run(
     activations: list[list[Tensor]] = []
     rectified: list[bool] = []
 
-    def keep(tensors: list[Tensor]) -> None:
+    def keep(tensors: list[Tensor]) -> list[Tensor] | None:
         rectified.extend(map(recorder.is_rectified, tensors))
         for tensor in tensors if lay_out else ():
             if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor._is_view():
                 tensor.data = tensor.contiguous()  # for everyone who holds it, unlike a copy
         # cloned, because an in-place operation further on may overwrite the original
-        activations.append([tensor.detach().clone() for tensor in tensors])
+        activations.append([plain(tensor, "layer").detach().clone() for tensor in tensors])
+        return recorder.rename(tensors)
 
     # the prefix is fixed before the model's own hooks run, the activations are read after them
     with recorder.active():
@@ -194,6 +197,7 @@ def _run(
         finally:
             handle.remove()
     _check_layer(activations, model.n)
+    output = as_scores(output)
     scores = _scores(output, target, model.n)
     overwrites = any(version != 0 for arg in args for version in versions(arg))
     return FirstPass(
@@ -204,8 +208,7 @@ def _run(
         scores=scores,
         output=output.detach() if isinstance(output, Tensor) else output,
         scale=_scale(output, scores.detach()),
-        # the layer's own output is replaced anyway, so it may have changed
-        prefix=[call for call in recorder.prefix if call.module is io.layer or call.unchanged()],
+        prefix=settled(recorder.prefix, io.layer, whole),
         whole=whole,
         output_shape=output.shape if isinstance(output, Tensor) else None,
         stochastic=any(map(_is_stochastic, recorder.numbers)),
@@ -222,7 +225,7 @@ def _check_layer(activations: list[list[Tensor]], n: int) -> None:
         raise ValueError(
             "`layer` must run when `forward_func` is called; it did not. Pass a module of the "
             "model that `forward_func` runs, not of a copy of it, and not one inside a TorchScript "
-            "module."
+            "module or an exported program (`torch.export.unflatten` makes modules of it again)."
         )
     if len(activations) > 1:
         raise ValueError(
@@ -231,6 +234,7 @@ def _check_layer(activations: list[list[Tensor]], n: int) -> None:
             "use a module of its own (for example a new nn.ReLU())."
         )
     for tensor in activations[0]:
+        check_kind(tensor)
         if tensor.ndim == 0 or len(tensor) != n:
             raise ValueError(
                 f"`layer` must give tensors whose first axis is the batch of {n} examples; got "
@@ -239,6 +243,18 @@ def _check_layer(activations: list[list[Tensor]], n: int) -> None:
                 "such as the slices of a scan, pass the bag as the batch, with one score for all: "
                 "inputs `bag[0]`, forward_func `lambda images: model(images[None])`."
             )
+
+
+def check_kind(tensor: Tensor) -> None:
+    """Raises a TypeError where the layer's tensor is none whose maps can be switched off."""
+    if _is_dense(tensor) and tensor.is_floating_point() and tensor.itemsize > 1:
+        return
+    kind = "nested" if tensor.is_nested else str(tensor.layout)
+    raise TypeError(
+        "`layer` must give floating point tensors, dense and of at least 16 bits; got "
+        f"{tensor.dtype}, {kind}. Choose a layer that gives feature maps; in a quantised model, "
+        "the one that dequantises."
+    )
 
 
 def _scores(output: Any, target: Tensor | None, n: int) -> Tensor:
@@ -253,10 +269,33 @@ def _scale(output: Any, scores: Tensor) -> Tensor:
     return scores.abs()
 
 
+def _holds(call: Call, tensor: Tensor) -> bool:
+    """Whether a tensor lies in the memory of what a call returned."""
+    return any(tensor is output or share(tensor, output) for output in call.held())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    special = tensor.is_nested or tensor.is_quantized
+    return tensor.layout is torch.strided and not special
+
+
 def _is_stochastic(module: nn.Module) -> bool:
-    return module.training and isinstance(
-        module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-    )
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    return isinstance(module, kinds) and module.training
+
+
+@dataclass
+class _Open:
+    """A call that has begun: the tensors that it was given, and how often each was written to."""
+
+    module: nn.Module
+    number: int
+    kept: bool  # whether the outputs of the calls inside are kept
+    given: list[Tensor]
+    versions: list[int | None]
+    held: Held | None  # what the module itself holds
+    sets: list[tuple[nn.Module, dict[str, Any]]]  # by it and the calls inside
+    writes: bool = False  # whether it or a call inside wrote more than that into its module
 
 
 class _Recorder:
@@ -273,7 +312,7 @@ class _Recorder:
         self.numbers: Counter[nn.Module] = Counter()
         # one frame per open call: the calls it has finished so far; the first is the caller itself
         self.frames: list[list[Call]] = [[]]
-        self.open: list[tuple[nn.Module, int, bool]] = []  # with whether its output is kept
+        self.open: list[_Open] = []
         self.follower = Follower(io)
         self.last_rectified: tuple[weakref.ref[Tensor], list[int | None]] | None = None
 
@@ -285,13 +324,13 @@ class _Recorder:
             if threading.get_ident() == owner:
                 self._before(module, args)
 
-        def after(module: nn.Module, _: Any, output: Any) -> None:
+        def after(module: nn.Module, _: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() == owner:
-                self._after(module, output)
+                self._after(module, kwargs, output)
 
         handles = [
             register_module_forward_pre_hook(before),
-            register_module_forward_hook(after),
+            register_module_forward_hook(after, with_kwargs=True),
         ]
         try:
             yield
@@ -313,7 +352,9 @@ class _Recorder:
         # what is called inside is handed out again only if the layer is called there as well; its
         # memory can then be used again
         kept = self._is_kept() and (self.begun or self._has_layer(module))
-        self.open.append((module, number, kept))
+        given = tensors_in(args) if self._is_kept() else []
+        counts = [count for tensor in given for count in versions(tensor)]
+        self.open.append(_Open(module, number, kept, given, counts, held(module, versions), []))
         self.frames.append([])
 
     def _reach_layer(self, args: Any) -> None:
@@ -326,12 +367,18 @@ class _Recorder:
             if len(args) == 1 and next(self.io.layer.children(), None) is None:
                 self.follower.watch(Call(self.io.layer, -1, args[0], [], versions(args[0])))
 
-    def _after(self, module: nn.Module, output: Any) -> None:
+    def _after(self, module: nn.Module, kwargs: Any, output: Any) -> None:
         if self.begun and not self.follower.active:
             return
-        module, number, _ = self.open.pop()
+        begun = self.open.pop()
+        number = begun.number
+        self._note_effects(begun)
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
-        call = Call(module, number, output, inside, versions(output))
+        call = Call(module, number, output, inside, versions(output), sets=begun.sets)
+        if begun.writes:
+            call.writes = "other"
+        if self._is_kept():
+            self._trace(call, begun, kwargs)
         if not self.begun and type(module) in _RECTIFIERS and isinstance(output, Tensor):
             # weakly, since it must not keep the memory in use
             self.last_rectified = weakref.ref(output), versions(output)
@@ -345,6 +392,52 @@ class _Recorder:
             self.begun = True
             self.follower.watch(call)
 
+    def _note_effects(self, begun: _Open) -> None:
+        """Notes what a call wrote into its module, for the calls around it as well."""
+        found = effects(begun.module, begun.held, versions)
+        if found is None:
+            begun.writes = True
+        elif found:
+            begun.sets.append((begun.module, found))
+        if self.open:
+            self.open[-1].writes |= begun.writes
+            self.open[-1].sets += begun.sets
+
+    def _trace(self, call: Call, begun: _Open, kwargs: dict[str, Any]) -> None:
+        """Notes whose memory a call returned, and whose it wrote into."""
+        given, before = begun.given, begun.versions
+        if kwargs:  # a hook sees them only now: that they were ever written to has to do
+            named = tensors_in(kwargs)
+            given, before = [*given, *named], [*before, *[0] * len(named)]
+        for tensor, version in zip(given, before, strict=True):
+            written = versions(tensor) != [version]
+            returned = _holds(call, tensor)
+            if not (written or returned):
+                continue
+            owners = [done for done in self._finished() if done.own and _holds(done, tensor)]
+            if returned and not owners:
+                call.own = False
+            if written:
+                call.writes = "recorded" if owners and call.writes != "other" else "other"
+                for owner in owners:
+                    owner.rewritten = True
+
+    def rename(self, tensors: list[Tensor]) -> list[Tensor] | None:
+        """Gives the layer's value a name of its own, as long as it is followed.
+
+        Whoever has it by another name, such as the input of a layer that works in place, then does
+        not pass for somebody who takes what the layer returned.
+        """
+        if not self.follower.active:
+            return None
+        (value,) = tensors
+        if torch.is_grad_enabled() or plain(value, "layer") is not value or not _is_dense(value):
+            self.follower.watch(None)
+            return None
+        other = value.view_as(value)
+        self.follower.rename(value, other)
+        return [other]
+
     def is_rectified(self, value: Tensor) -> bool:
         """Whether a value is what the last ReLU or the like returned, and has not changed since."""
         if self.last_rectified is None:
@@ -354,7 +447,7 @@ class _Recorder:
 
     def _is_kept(self) -> bool:
         """Whether what is called now is handed out again."""
-        return not self.open or self.open[-1][2]
+        return not self.open or self.open[-1].kept
 
     def _finished(self) -> list[Call]:
         """The outermost calls that have finished, in order."""

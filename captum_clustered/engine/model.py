@@ -88,7 +88,7 @@ def as_model(forward_func: Lent, inputs: Any, additional: Any) -> Model:
         *Model*: The model on one device, with all its arguments.
 
     Raises:
-        TypeError: If an input is not a tensor.
+        TypeError: If an input is not a tensor with values.
         ValueError: If there is no example.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -97,6 +97,13 @@ def as_model(forward_func: Lent, inputs: Any, additional: Any) -> Model:
         raise TypeError(
             f"`inputs` must be a tensor or a tuple of tensors; got {', '.join(wrong) or '()'}. "
             "Pass other arguments as `additional_forward_args`, and a list as a tuple."
+        )
+    special = [x for x in inputs if x.is_nested or x.is_meta]
+    if special:
+        kind = "nested" if special[0].is_nested else "on the device 'meta', without values"
+        raise TypeError(
+            f"`inputs` must be tensors with values whose examples have one shape; got one {kind}. "
+            "Pad the examples to one shape, and give them on the device of the model."
         )
     if inputs[0].ndim == 0 or not len(inputs[0]):
         raise ValueError(

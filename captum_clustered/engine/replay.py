@@ -25,12 +25,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_clustered._copies import READS, agree
 from captum_clustered._warn import warn
-from captum_clustered.engine.calls import Call, LayerIO, flatten
+from captum_clustered.engine.calls import Call, LayerIO, Valueless, flatten
 from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.copies import UNSTEADY, Copied, Copies, steady
 from captum_clustered.engine.model import chunks, fitting
 from captum_clustered.engine.switching import Ablation, Summed
-from captum_clustered.targets import select
+from captum_clustered.targets import plain, select
 
 __all__ = ["Replay", "Replaying", "replay"]
 
@@ -164,18 +164,19 @@ def _mapped(
     mixed = torch.is_autocast_enabled(device.type)
     if mixed:  # autocast does not reach what vmap runs: there, everything is computed in float32
         ablation = ablation.float()
-    outputs = [call.output for call in prefix]
+    outputs = [call.handed_out(device) for call in prefix]
     # there is no group -1: the first copy stays whole
     lots = chunks(range(-1, ablation.n_groups), how.chunk or fitting(ablation.nbytes, device))
     room = ablation.room(len(lots[0]))
 
     def run(groups: range) -> Tensor:  # (len(groups), N)
         known, unflatten = flatten((outputs, first.model.fresh()))
+        known = [leaf if isinstance(leaf, Valueless) else plain(leaf, "layer") for leaf in known]
         if mixed:
             known = [_float(leaf) for leaf in known]
         dims = [0 if spread and isinstance(leaf, Tensor) else None for leaf in known]
         if spread:
-            known = [_spread(leaf, len(groups)) for leaf in known]
+            known = [_spread(leaf, len(groups), first.model.overwrites) for leaf in known]
 
         def score(ablated: list[Tensor], known: list[Any]) -> Tensor:
             outputs, args = unflatten(known)
@@ -216,9 +217,12 @@ def _float(leaf: Any) -> Any:
     return leaf.float() if low else leaf
 
 
-def _spread(leaf: Any, copies: int) -> Any:
-    """A tensor seen once for each copy, without copying it."""
-    return leaf.expand(copies, *leaf.shape) if isinstance(leaf, Tensor) else leaf
+def _spread(leaf: Any, copies: int, own: bool) -> Any:
+    """A tensor once for each copy: the same memory, or one's own for what is written to."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    seen = leaf.expand(copies, *leaf.shape)
+    return seen.clone(memory_format=torch.contiguous_format) if own else seen
 
 
 @contextmanager
@@ -263,6 +267,8 @@ def _frozen(prefix: list[Call]) -> Iterator[Callable[[list[Any]], None]]:
             if place is None:
                 return original(*args, **kwargs)
             numbers.update(prefix[place].inside)  # these calls do not happen, but they count
+            for one, attributes in prefix[place].sets:
+                one.__dict__.update(attributes)
             return outputs[place]
 
         return forward
@@ -288,7 +294,8 @@ def _full(first: FirstPass, ablation: Ablation, how: Replaying) -> Copied:
     """The ablated scores, `(K, N)` or `(K, 1)`, by the whole model on repeated inputs."""
 
     def run(values: list[Tensor], times: int, repeated: frozenset[int]) -> Any:
-        handle = first.io.hook(lambda _: values)
+        laid = [_laid_out(*pair) for pair in zip(values, ablation.activations, strict=True)]
+        handle = first.io.hook(lambda _: laid)
         try:
             return first.model.copies(times, repeated)
         finally:
@@ -298,3 +305,16 @@ def _full(first: FirstPass, ablation: Ablation, how: Replaying) -> Copied:
     chunk = how.chunk or fitting(8 * (ablation.nbytes + first.model.nbytes), first.scores.device)
     copies = Copies(first, ablation.activations, ablation.without, run)
     return copies.scores(ablation.n_groups, chunk, how.tick)
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The same values, with the axes in the order in which they lie in another tensor's memory.
+
+    It decides whether `reshape` gives the model a view, through which it may write, or a copy.
+    """
+    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    if like.is_contiguous() or channels_last:
+        return tensor
+    order = sorted(range(like.ndim), key=lambda axis: like.stride()[axis], reverse=True)
+    back = sorted(range(like.ndim), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(back)

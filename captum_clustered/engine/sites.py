@@ -19,7 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from captum_clustered.engine.calls import Call, LayerIO
 
-__all__ = ["MAPWISE", "Follower", "Site", "mixes"]
+__all__ = ["MAPWISE", "Follower", "Site", "mixes", "settled", "share"]
 
 MAPWISE: dict[type[nn.Module], int | None] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.BatchNorm1d, nn.Dropout1d), 3),
@@ -86,6 +86,18 @@ class Follower:
         known = call is not None and isinstance(call.output, Tensor) and call.unchanged()
         self.last = call if known else None
 
+    def rename(self, value: Tensor, other: Tensor) -> None:
+        """Follows another tensor in place of the value, if the value is what is followed.
+
+        Args:
+            value (Tensor): What a call returned.
+            other (Tensor): A view of it, so that a write to one counts for both.
+        """
+        if self.last is not None and self.last.output is value:
+            self.watch(replace(self.last, output=other))
+        else:
+            self.watch(None)
+
     def begin(self, module: nn.Module, args: Any) -> None:
         """A call begins after the layer: does it leave each map to itself?"""
         if self.last is None or _has_children(module):
@@ -116,6 +128,7 @@ class Follower:
         """
         assert self.last is not None
         value = self.last.output
+        call.writes = ""  # if it writes, then into the value, in place of which copies come
         flat = _is_flat(call.output, value)
         if _has_children(call.module):
             # the call as a whole is handed out again: it must have done nothing else
@@ -141,24 +154,29 @@ class Follower:
         elif len({value.dtype, linear.weight.dtype, call.output.dtype}) > 1:  # autocast
             self.watch(None)
             return
+        done = finished()
+        if any(one.writes == "other" and self._is_stale(one) for one in done):
+            return  # that call runs again, and would give a value in which nothing is switched off
         self.sites.append(
             Site(
                 call.module,
                 (call.output if linear is None else value).detach().clone(),
                 list(self.passed),
-                [self._without_stale(done, call) for done in finished()],
+                [
+                    one.without_values(sealed=True)
+                    if one is not call and self._is_stale(one)
+                    else one
+                    for one in done
+                ],
                 None if linear is None else call.output.detach().clone(),
             )
         )
         if linear is not None:
             self.watch(None)
 
-    def _without_stale(self, call: Call, site: Call) -> Call:
-        if call is site or not any(
-            _share(tensor, old) for tensor in call.tensors() for old in self.stale
-        ):
-            return call
-        return call.without_values()
+    def _is_stale(self, call: Call) -> bool:
+        """Whether a call returned the value as it was before."""
+        return any(share(tensor, old) for tensor in call.tensors() for old in self.stale)
 
     def found(self, numbers: Mapping[nn.Module, int]) -> tuple[Site, ...]:
         """The last sites: a linear layer first, then the last module before it.
@@ -169,9 +187,39 @@ class Follower:
         """
         last = {site.output is None: site for site in self.sites if numbers[site.module] == 1}
         return tuple(
-            replace(s, prefix=[c for c in s.prefix if c.module is s.module or c.unchanged()])
-            for s in reversed(last.values())
+            replace(site, prefix=settled(site.prefix, site.module, whole=False))
+            for site in reversed(last.values())
         )
+
+
+def settled(calls: list[Call], replaced: nn.Module, whole: bool) -> list[Call]:
+    """The calls that need not run again, with what is to be handed out in their place.
+
+    A call that is skipped does not write. So what it wrote into is handed out without values, and a
+    model that needs these fails. With `whole`, such calls run again, and so do those before them.
+
+    Args:
+        calls (list[Call]): The calls that had finished, in order.
+        replaced (nn.Module): The module whose output is replaced, so that it may have changed.
+        whole (bool): Whether all outputs are handed out with values.
+    """
+    kept = []
+    for call in calls:
+        if call.writes == "other" or (call.writes and whole):
+            continue
+        if call.module is replaced or call.unchanged():
+            kept.append(call)
+        elif call.rewritten and not whole:
+            kept.append(call.without_values())
+    return kept
+
+
+def share(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same memory; of a sparse one there are no views."""
+    try:
+        return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
+    except NotImplementedError:
+        return one is other
 
 
 def _is_mapwise(module: nn.Module, value: Tensor) -> bool:
@@ -197,16 +245,11 @@ def _is_flat(tensor: Any, value: Tensor) -> bool:
     return bool(
         isinstance(tensor, Tensor)
         and tensor.shape == (len(value), value.numel() // max(1, len(value)))
-        and _share(tensor, value)
+        and share(tensor, value)
         and tensor.storage_offset() == value.storage_offset()
         and tensor.is_contiguous()
         and value.is_contiguous()
     )
-
-
-def _share(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are views of the same memory."""
-    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _has_children(module: nn.Module) -> bool:

@@ -357,6 +357,11 @@ def _switch_off_up_to(
     return copies
 
 
+def _is_ordinary(tensor: Tensor) -> bool:
+    special = tensor.is_quantized or tensor.is_complex() or tensor.is_nested
+    return not special and tensor.layout is torch.strided
+
+
 def as_baselines(baselines: Any, activations: list[Tensor]) -> list[Tensor]:
     """Turns what a caller passed into one tensor for each of the layer's tensors.
 
@@ -385,6 +390,12 @@ def as_baselines(baselines: Any, activations: list[Tensor]) -> list[Tensor]:
             raise TypeError(
                 "`layer_baselines` must be a number or a tensor, or a tuple of these; got "
                 f"{type(baseline).__name__}. Convert it with `torch.as_tensor`."
+            )
+        if isinstance(baseline, Tensor) and not _is_ordinary(baseline):
+            raise TypeError(
+                "`layer_baselines` must be real, dense tensors; got one that is "
+                f"{baseline.dtype}, {baseline.layout}. Convert it, for example with "
+                "`.dequantize()` or `.to_dense()`."
             )
         tensor = torch.as_tensor(baseline, dtype=activation.dtype, device=activation.device)
         try:

@@ -27,7 +27,7 @@ from captum_clustered.explainers.base import (
 )
 from captum_clustered.explainers.results import ClusteredAttribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform
-from captum_clustered.targets import Target
+from captum_clustered.targets import Target, plain
 from captum_clustered.weighting import as_weighting
 from captum_clustered.weighting import by_map as by_group
 
@@ -183,6 +183,7 @@ class ClusteredLayerAblation(LayerExplainer, PerturbationAttribution):
         self, first: FirstPass, baselines: Any, chunk: int | None, show_progress: bool
     ) -> _Measured:
         """The parts of the maps, their groups, and the scores without each."""
+        baselines = plain(baselines, "layer_baselines")
         ready = as_baselines(baselines, first.activations)
         parts = self._parts(first, self.clusterer, self.parts, baselines)
         if self.unpainted == "keep":

@@ -24,12 +24,12 @@ from captum_clustered._modules import find_module
 from captum_clustered._warn import warn
 from captum_clustered.clustering import Clusterer, GivenLabels, Groups, RandomGroups, group
 from captum_clustered.engine.calls import LayerIO
-from captum_clustered.engine.capture import FirstPass, capture
+from captum_clustered.engine.capture import FirstPass, capture, check_kind
 from captum_clustered.engine.model import Model, as_model
 from captum_clustered.engine.parts import Parts, as_parts
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import ReshapeTransform, to_maps
-from captum_clustered.targets import Target, format_target
+from captum_clustered.targets import Target, format_target, plain_args
 
 __all__ = [
     "LayerExplainer",
@@ -71,6 +71,11 @@ class LayerExplainer(LayerAttribution):
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
+        if isinstance(forward_func, torch.export.ExportedProgram):
+            raise TypeError(
+                "`forward_func` must be a module or a function; got an ExportedProgram. Pass what "
+                "`torch.export.unflatten` makes of it, with a layer of that."
+            )
         layer = find_module(forward_func, layer)
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         if not isinstance(channel_dim, int) or channel_dim == 0:
@@ -145,7 +150,7 @@ class LayerExplainer(LayerAttribution):
         """Runs the model once; until the context is left, the model is borrowed."""
         io = LayerIO(self.layer, at_input)
         with borrowed(self.forward_func) as forward_func:
-            model = as_model(forward_func, inputs, additional_forward_args)
+            model = as_model(forward_func, *plain_args(inputs, additional_forward_args))
             targets = format_target(target, model.n)
 
             def read(tensors: list[Tensor]) -> list[Tensor]:
@@ -178,15 +183,11 @@ class LayerExplainer(LayerAttribution):
             )
 
     def _maps(self, activations: Tensor, input_ndim: int) -> Tensor:
+        check_kind(activations)
         if not 2 <= activations.ndim <= 5:
             raise ValueError(
                 "`layer` must give tensors of 2 to 5 axes, the batch first; got shape "
                 f"{tuple(activations.shape)}. Choose a layer that gives feature maps."
-            )
-        if not activations.is_floating_point():
-            raise TypeError(
-                f"`layer` must give floating point tensors; got {activations.dtype}. Choose a "
-                "layer that gives feature maps."
             )
         channel_dim = self._channel_dim(activations)
         return to_maps(activations, channel_dim, self.reshape_transform, self.layer, input_ndim)

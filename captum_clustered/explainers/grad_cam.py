@@ -12,7 +12,7 @@ from captum_clustered.engine.model import as_model
 from captum_clustered.explainers.base import LayerExplainer, gradients_reach, unwrap
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import build, to_maps
-from captum_clustered.targets import Target, example_scores, format_target
+from captum_clustered.targets import Target, example_scores, format_target, plain_args
 from captum_clustered.weighting import gradient_weights
 
 __all__ = ["GradCam", "LayerHiResCam"]
@@ -85,7 +85,7 @@ class GradCam(LayerExplainer, LayerGradCam):
     ) -> list[Tensor]:
         """The weighted maps, `(N, C, *spatial)` for each of the layer's tensors."""
         with borrowed(self.forward_func) as forward_func:
-            model = as_model(forward_func, inputs, additional_forward_args)
+            model = as_model(forward_func, *plain_args(inputs, additional_forward_args))
             targets = format_target(target, model.n)
 
             def score(_: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from captum_clustered.explainers.results import Attribution
 from captum_clustered.fills import Blur, Fill, fill_image
 from captum_clustered.heatmap import ReshapeTransform, build, enlarge
 from captum_clustered.layers import TargetLayer, find_finer_layer
-from captum_clustered.targets import Score, Target
+from captum_clustered.targets import Score, Target, plain_args
 from captum_clustered.weighting import gradient_weights
 
 __all__ = ["CalibratedAttribution", "LayerCalibratedCam", "LayeredAttribution", "LayeredCam"]
@@ -324,7 +324,7 @@ class LayerCalibratedCam(LayerExplainer):
         """
         check_perturbations(perturbations_per_eval)
         with borrowed(self.forward_func) as forward_func:
-            model = as_model(forward_func, inputs, additional_forward_args)
+            model = as_model(forward_func, *plain_args(inputs, additional_forward_args))
             finer = self._finer(forward_func.forward_func, model.args, attribute_to_layer_input)
             own = TargetLayer(self.layer, "", at_input=attribute_to_layer_input, **self._layout())
             layers = [own] if finer is None else [own, finer]

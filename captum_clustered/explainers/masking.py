@@ -79,10 +79,10 @@ class MaskedImage:
                 "`masked_input` must be the place of the images (N, C, *spatial) among the "
                 f"`inputs`; got {place}, where there is {got}. Places are counted from 0."
             )
-        if not image.is_floating_point():
+        if not image.is_floating_point() or image.layout is not torch.strided:
             raise TypeError(
-                f"`inputs` must be floating point to be masked; got {image.dtype}. Convert them, "
-                "for example with `.float()`."
+                "`inputs` must be floating point and dense to be masked; got "
+                f"{image.dtype}, {image.layout}. Convert them, for example with `.float()`."
             )
         for maps in first.maps:
             if maps.ndim != image.ndim:

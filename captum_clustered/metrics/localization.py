@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_clustered._checks import check_number
 from captum_clustered.metrics.maps import Interpolation, prepare
+from captum_clustered.targets import plain
 
 __all__ = ["boxes_to_masks", "energy_inside", "iou", "pointing_game"]
 
@@ -176,6 +177,7 @@ def iou(
 
 def _pair(heatmaps: Any, masks: Tensor, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
     """Maps and masks, both `(N, 1, *spatial)`."""
+    masks = plain(masks, "masks")
     if not isinstance(masks, Tensor):
         raise TypeError(
             f"`masks` must be a tensor; got {type(masks).__name__}. Convert arrays with "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_clustered import heatmap
 from captum_clustered._checks import check_choice
+from captum_clustered.targets import plain
 
 __all__ = ["Interpolation", "Maps", "Normalization", "Status", "prepare"]
 
@@ -163,6 +164,7 @@ def resize(
 
 
 def _as_tensor(heatmaps: Any) -> Tensor:
+    heatmaps = plain(heatmaps, "heatmaps")
     if not isinstance(heatmaps, Tensor) and hasattr(heatmaps, "__array__"):
         heatmaps = torch.tensor(heatmaps)
     if not isinstance(heatmaps, Tensor):

@@ -23,7 +23,7 @@ from captum_clustered._checks import check_int
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
 from captum_clustered.metrics.scoring import ImageModel, Mixed, check_score, resolve_target
-from captum_clustered.targets import Score, Target, target_scores
+from captum_clustered.targets import Score, Target, plain, target_scores
 
 __all__ = ["infidelity", "sensitivity_max"]
 
@@ -179,6 +179,7 @@ def sensitivity_max(
         (torch.Size([2]), True)
     """
     check_int("n_perturb_samples", n_perturb_samples, 1)
+    inputs = plain(inputs, "inputs")
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         got = ", ".join(type(tensor).__name__ for tensor in tensors) or "an empty tuple"

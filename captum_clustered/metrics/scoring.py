@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet, tolerance
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
-from captum_clustered.targets import Score, Target, check_target, format_target
+from captum_clustered.targets import Score, Target, as_scores, check_target, format_target, plain
 
 __all__ = ["Conventions", "ImageModel", "Mixed", "resolve_target"]
 
@@ -175,7 +175,7 @@ class ImageModel:
 
     def run(self, image: Tensor, others: tuple[Any, ...]) -> Tensor:
         """Runs the model on images `(M, C, *spatial)` with other inputs for them."""
-        output = self.forward_func(image, *others)
+        output = as_scores(self.forward_func(image, *others))
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"`forward_func` must return one tensor; got {type(output).__name__}. Wrap it, for "
@@ -276,16 +276,19 @@ class Mixed:
 
 def split(inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
     """The images, detached, and the other inputs of the model."""
+    inputs = plain(inputs, "inputs")
     image, *rest = inputs if isinstance(inputs, tuple) and inputs else (inputs,)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"`inputs` must be a tensor, or a tuple whose first entry is the images; got "
             f"{type(image).__name__}. Convert arrays with `torch.as_tensor`."
         )
-    if not image.is_floating_point() or image.ndim < 3:
+    special = image.is_nested or image.is_meta or image.layout is not torch.strided
+    if special or not image.is_floating_point() or image.ndim < 3:
+        kind = "nested" if image.is_nested else f"{tuple(image.shape)}, {image.layout}"
         raise ValueError(
-            "`inputs` must be floating point images (N, C, *spatial); got "
-            f"{image.dtype} {tuple(image.shape)}. Pass them as the model takes them."
+            "`inputs` must be dense floating point images (N, C, *spatial); got "
+            f"{image.dtype} {kind} on {image.device}. Pass them as the model takes them."
         )
     return image.detach(), tuple(rest)
 
