@@ -400,7 +400,9 @@ def _fair_line(row: Row, names: Sequence[str]) -> list[str]:
 def _zoo(found: Mapping[str, Any]) -> list[str]:
     parts = [
         "Weights are random. *Fast* counts the networks that took the fast path and gave the same "
-        "drops as the full path, *right* those that gave the same drops by either path.",
+        "drops as the full path, *right* those that gave the same drops by either path. *Signed* "
+        "layers have maps with two signs; *by hand* is the error against plain passes with the "
+        "parts of the maps clamped by hand.",
         _zoo_counts(found["rows"]),
     ]
     other = [row for row in found["rows"] if not _is_fast(row)]
@@ -451,12 +453,19 @@ def _zoo_networks(rows: Sequence[Row]) -> str:
             " x ".join(map(str, row["maps"] or [])),
             row["replay"] or "",
             row["status"],
-            "" if row["error"] is None else f"{row['error']:.0e}",
+            _rounding(row["error"]),
+            "signed" if row.get("signed") else "",
+            _rounding(row.get("parts_error")),
             row["dtype"] or "",
         ]
         for row in rows
     ]
-    return table(["", "layer", "maps", "path", "equal", "error", "in"], lines, left=5)
+    columns = ["", "layer", "maps", "path", "equal", "error", "maps are", "by hand", "in"]
+    return table(columns, lines, left=5)
+
+
+def _rounding(error: float | None) -> str:
+    return "" if error is None else f"{error:.0e}"
 
 
 # --- fuzz -----------------------------------------------------------------------------------------

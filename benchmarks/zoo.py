@@ -1,7 +1,8 @@
 """Every architecture of torchvision and one of each timm family: does it run, how, and correctly?
 
-Weights are random. The reference is the full path, which runs the whole model for each group. Each
-network is explained at its last layer with maps and at a layer in the middle.
+Weights are random. The references are the full path, which runs the whole model for each group, and
+plain passes with the parts of the layer's maps clamped by hand. Each network is explained at its
+last layer with maps and at a layer in the middle.
 """
 
 from __future__ import annotations
@@ -167,7 +168,9 @@ def _empty(place: str) -> Row:
         "status": "failed",
         "reason": None,
         "replay": None,
+        "signed": None,
         "error": None,
+        "parts_error": None,
         "dtype": None,
     }
 
@@ -304,11 +307,52 @@ def _compare(model: nn.Module, x: Tensor, found: TargetLayer) -> Row:
         if replay == "auto":
             row["maps"] = list(result.activations.shape[1:])
             row["replay"], row["reason"] = result.replay, result.replay_reason
+            row["signed"] = bool((result.labels_below >= 0).any())
+            by_hand = _by_hand(model, x, found, result)
     largest = float(drops["full"].abs().max())
-    error = float((drops["auto"] - drops["full"]).abs().max())
-    row["error"] = error / largest if largest else (0.0 if error == 0 else None)
+    for name, other in (("error", drops["full"]), ("parts_error", by_hand)):
+        error = float((drops["auto"] - other).abs().max())
+        row[name] = error / largest if largest else (0.0 if error == 0 else None)
     if not largest:
         row.update(status="unequal", reason="no group changes the score, so nothing is compared")
         return row
-    row["status"] = "ok" if row["error"] <= TOLERANCE[x.dtype] else "unequal"
+    equal = max(row["error"], row["parts_error"]) <= TOLERANCE[x.dtype]
+    row["status"] = "ok" if equal else "unequal"
     return row
+
+
+@torch.no_grad()
+def _by_hand(model: nn.Module, x: Tensor, found: TargetLayer, result: Any) -> Tensor:
+    """The drops `(N, K)` by plain passes of the model, with the parts of each group clamped away.
+
+    Args:
+        model (nn.Module): Gives `(N, classes)`.
+        x (Tensor): Two inputs, explained for the classes 1 and 2.
+        found (TargetLayer): The layer, which gives one tensor.
+        result (ClusteredAttribution): Has the labels of the parts.
+    """
+
+    def without(value: Tensor, group: int) -> Tensor:
+        maps = value.movedim(found.channel_dim, 1)  # (N, C, ...)
+        above, below = (
+            (labels == group).reshape(*labels.shape, *[1] * (maps.ndim - 2))
+            for labels in (result.labels, result.labels_below)
+        )
+        left = torch.where(above, maps.clamp(max=0), maps)
+        left = torch.where(below, left.clamp(min=0), left)
+        if found.reshape_transform is not None and found.prefix_tokens:
+            left[:, :, : found.prefix_tokens] = maps[:, :, : found.prefix_tokens]
+        return left.movedim(1, found.channel_dim)
+
+    def run(group: int) -> Tensor:
+        if found.at_input:
+            handle = found.layer.register_forward_pre_hook(
+                lambda _, args: (without(args[0], group), *args[1:])
+            )
+        else:
+            handle = found.layer.register_forward_hook(lambda *args: without(args[2], group))
+        with handle:
+            return model(x)[[0, 1], [1, 2]]
+
+    scores = run(-2)  # in no group
+    return torch.stack([scores - run(k) for k in range(result.ablated_scores.shape[1])], 1)
