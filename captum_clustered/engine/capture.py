@@ -284,7 +284,7 @@ def _is_stochastic(module: nn.Module) -> bool:
     return isinstance(module, kinds) and module.training
 
 
-@dataclass
+@dataclass(slots=True)
 class _Open:
     """A call that has begun: the tensors that it was given, and how often each was written to."""
 
@@ -372,7 +372,8 @@ class _Recorder:
             return
         begun = self.open.pop()
         number = begun.number
-        self._note_effects(begun)
+        if begun.held is not None or begun.sets or begun.writes:
+            self._note_effects(begun)
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
         call = Call(module, number, output, inside, versions(output), sets=begun.sets)
         if begun.writes:

@@ -26,12 +26,14 @@ class Held:
         attributes (dict[str, Any]): Its attributes.
         containers (list[tuple[Any, list[Any]]]): The lists and dictionaries among them, with what
             was in them.
+        empty (list[Any]): Those in which there was nothing.
         tensors (list[Tensor]): Its buffers, and the tensors among its attributes.
         counts (list): How often each of these was written to.
     """
 
     attributes: dict[str, Any]
     containers: list[tuple[Any, list[Any]]]
+    empty: list[Any]
     tensors: list[Tensor]
     counts: list[int | None]
 
@@ -47,10 +49,12 @@ def held(module: nn.Module, count: Callable[[list[Tensor]], list[int | None]]) -
         return None
     attributes = dict(module.__dict__)
     values = attributes.values()
-    containers = [(one, _contents(one)) for one in values if isinstance(one, (dict, list))]
+    containers = [one for one in values if isinstance(one, (dict, list))]
+    full = [(one, _contents(one)) for one in containers if one]
+    empty = [one for one in containers if not one]
     tensors = [one for one in values if isinstance(one, Tensor)]
     tensors += module.buffers(recurse=False)
-    return Held(attributes, containers, tensors, count(tensors))
+    return Held(attributes, full, empty, tensors, count(tensors))
 
 
 def effects(
@@ -70,7 +74,7 @@ def effects(
         return {}
     if count(before.tensors) != before.counts:
         return None
-    if not all(_same(_contents(one), old) for one, old in before.containers):
+    if any(before.empty) or not all(_same(_contents(one), old) for one, old in before.containers):
         return None
     now, old = module.__dict__, before.attributes
     new = {name: now[name] for name in now if name not in old or old[name] is not now[name]}
