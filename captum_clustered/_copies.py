@@ -3,10 +3,11 @@
 A model is expected to answer for each example as if it were alone in the batch. Not every model
 does: some normalise over the batch, divide by its largest value, or take another branch for it. So
 an unchanged copy rides along with the others, and must get what it got alone. Before and behind all
-ride a loud copy, whose values are four times as large, and a quiet one, because copies that lack
-something never have the largest value, and seldom the smallest. (Twice as large, it could make up
-for just what the others lack.) A model that reads a value is stopped at once: what it does next may
-hold for all copies.
+ride a loud copy, whose values are four times as large, and its opposite, because the unchanged copy
+has the largest value of all copies that lack something, and may have the smallest. (Twice as large,
+it could make up for just what the others lack.) One of the others must get what it gets alone, too:
+in a minimum behind a ReLU, for example, the unchanged copy may feel nobody. A model that reads a value is stopped at once: what
+it does next may hold for all copies.
 
 An argument that has one row for each example is repeated with the examples. One that all examples
 share may have as many rows by chance, and that, too, only the unchanged copy tells.
@@ -26,9 +27,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["MIXES", "READS", "agree", "first_that_agrees", "loud", "plans", "quiet", "tolerance"]
+__all__ = ["MIXES", "READS", "agree", "first_that_agrees", "loud", "opposite", "plans", "tolerance"]
 
-MIXES = "a copy without a change got another score than alone, so the model mixes examples"
+MIXES = "a copy got another score in a batch of copies than alone, so the model mixes examples"
 """Why copies cannot share a pass, where nothing more is known."""
 
 READS = "the model reads values (as by `.item()` or `if`), which may hold for all examples at once"
@@ -100,9 +101,9 @@ def loud(tensor: Tensor) -> Tensor:
     return 4 * tensor
 
 
-def quiet(tensor: Tensor) -> Tensor:
-    """The tensor with all its values a quarter as large."""
-    return tensor / 4
+def opposite(tensor: Tensor) -> Tensor:
+    """The tensor with all its values four times as large, and of the other sign."""
+    return -4 * tensor
 
 
 def tolerance(scale: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:

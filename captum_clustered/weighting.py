@@ -25,6 +25,7 @@ __all__ = [
     "DropByActivation",
     "Weighting",
     "as_weighting",
+    "auto",
     "by_map",
     "drop",
     "drop_by_activation",
@@ -250,6 +251,10 @@ class BySign:
         return weigh
 
 
+auto = BySign()
+"""The weighting ``"auto"``, see :class:`BySign`."""
+
+
 def gradient_weights(gradients: Tensor) -> Tensor:
     """The weights of Grad-CAM: the mean of each map's gradient.
 
@@ -341,7 +346,7 @@ def _divide(weights: Tensor, by: Tensor) -> Tensor:
 
 
 WEIGHTINGS: dict[str, Weighting] = {
-    "auto": BySign(),
+    "auto": auto,
     "drop": drop,
     "drop_per_map": drop_per_map,
     "drop_per_mass": drop_per_mass,

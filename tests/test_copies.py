@@ -268,7 +268,7 @@ def test_the_size_of_a_pass_never_changes_the_result(n, chunk, power, statistic,
 class TestWhatIsSaid:
     def test_of_a_model_that_mixes(self):
         model = Net(lambda a: a / a.max()).eval()
-        with pytest.warns(UserWarning, match="has a pass of its own, because a copy without a "):
+        with pytest.warns(UserWarning, match="has a pass of its own, because a copy got another "):
             ClusteredLayerScore(model, model.conv, n_clusters=4).explain(_images(), TARGET)
 
     def test_of_a_model_that_reads(self):

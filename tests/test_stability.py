@@ -48,8 +48,8 @@ def test_random_groups_agree_by_chance_only():
 
 
 def test_clusterers_and_numbers_are_combined_and_a_seedless_one_runs_once(x):
-    cam = ClusteredLayerAblation(split_cnn(channels=12), None)
-    cam.layer = cam.forward_func[0]
+    model = split_cnn(channels=12)
+    cam = ClusteredLayerAblation(model, model[0])
     found = stability(
         cam, x, 1, seeds=(0, 1), clusterers=["kmeans", "agglomerative"], n_clusters=(2, 3)
     )

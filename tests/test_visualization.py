@@ -288,6 +288,7 @@ def test_groups_can_be_read(n_groups):
     assert _inside(groups(_result(list(range(n_groups))), image=image, title="daisy (985)"))
 
 
+@pytest.mark.filterwarnings("ignore:The heat maps of examples .* are not finite")
 @pytest.mark.parametrize("fill", [0.0, np.nan])
 def test_groups_of_dead_or_broken_maps_are_no_error(fill):
     model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(12, 1)).eval()

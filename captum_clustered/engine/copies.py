@@ -1,21 +1,21 @@
 """The whole model on copies of the batch: several in one pass, where they leave each other alone.
 
-An unchanged copy is always among them. Where it does not get the score that the first pass gave,
-each copy has a pass of its own, so that to put copies together changes memory and time, and never
+An unchanged copy is always among them. Where it does not get the score that the first pass gave, or
+the first of the others not the score that it gets alone, each copy has a pass of its own, so that to put copies together changes memory and time, and never
 the result. If a copy alone does not get that score either, the model is random or keeps what it
 saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet
+from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, opposite, plans
 from captum_clustered.engine.model import chunks
 from captum_clustered.targets import repeat_target, select
 
@@ -114,9 +114,11 @@ class Copies:
 
     def _together(self, count: int, chunk: int, tick: Callable[[int], object]) -> Copied:
         start = range(min(count, chunk - 3))
-        values = self._batch([loud, _unchanged], start, [quiet])
+        values = self._batch([loud, _unchanged], start, [opposite])
         k = len(values[0]) // self.first.model.n
         args = self.first.model.args
+        values_of_one = [made.flatten(0, 1) for made in self.make(start[:1])]
+        one = select(self.run(values_of_one, 1, frozenset()), self.first.target)  # (N,)
 
         def run(repeated: frozenset[int]) -> Any:  # the model may write into what it gets
             return self.run([value.clone() for value in values], k, repeated)
@@ -125,7 +127,7 @@ class Copies:
             plans(args, self.first.model.n, self.certain),
             [*values, *(arg for arg in args if isinstance(arg, Tensor))],
             run,
-            lambda output: self._compared(output, k, unchanged=1),
+            lambda output: self._compared(output, k, {1: self.first.scores, 2: one}),
         )
         if repeated is None:
             return self._alone(count, found, tick)
@@ -137,7 +139,7 @@ class Copies:
                 parts.append(self._some(groups, repeated, tick))
                 continue
             output = self.run(self._batch([], groups, [_unchanged]), len(groups) + 1, repeated)
-            found = self._compared(output, len(groups) + 1, unchanged=len(groups))
+            found = self._compared(output, len(groups) + 1, {len(groups): self.first.scores})
             if isinstance(found, str):
                 return self._alone(count, found, tick)
             tick(len(groups))
@@ -153,7 +155,7 @@ class Copies:
             for some, plain in zip(self.make(groups), self.plain, strict=True)
         ]
 
-    def _compared(self, output: Any, k: int, unchanged: int) -> Tensor | str:
+    def _compared(self, output: Any, k: int, known: Mapping[int, Tensor]) -> Tensor | str:
         """The scores of all copies, or what speaks against them."""
         first = self.first
         n = first.model.n
@@ -161,7 +163,7 @@ class Copies:
         if shape != (k * n, *(first.output_shape or ())[1:]):
             return f"the output has the shape {shape} for {k} copies of {n} examples"
         raw = select(output, repeat_target(first.target, k)).reshape(k, n)
-        if not agree(raw[unchanged], first.scores, first.tolerance):
+        if not all(agree(raw[copy], alone, first.tolerance) for copy, alone in known.items()):
             return MIXES
         return self._score(output, k)
 

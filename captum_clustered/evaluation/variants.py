@@ -138,7 +138,7 @@ def variants(
         >>> from captum_clustered.evaluation.plan import Choices
         >>> choices = Choices(model="resnet18", methods=("clustered-cam", "grad-cam"))
         >>> [str(variant) for variant in variants(choices, METHODS)]
-        ['clustered-cam K=64 drop_per_map', 'grad-cam']
+        ['clustered-cam K=64', 'grad-cam']
     """
     unknown = [name for name in choices.methods if name not in methods]
     if unknown:

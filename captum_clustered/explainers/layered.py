@@ -21,7 +21,7 @@ import torch
 from captum.attr import Attribution as CaptumAttribution
 from torch import Tensor, nn
 
-from captum_clustered._borrow import borrowed
+from captum_clustered._borrow import Lent, borrowed
 from captum_clustered._checks import check_choice, check_number
 from captum_clustered.calibration import SIGMOIDS, Calibration, Rising, calibrate
 from captum_clustered.engine.model import as_model
@@ -325,7 +325,7 @@ class LayerCalibratedCam(LayerExplainer):
         check_perturbations(perturbations_per_eval)
         with borrowed(self.forward_func) as forward_func:
             model = as_model(forward_func, *plain_args(inputs, additional_forward_args))
-            finer = self._finer(forward_func.forward_func, model.args, attribute_to_layer_input)
+            finer = self._finer(forward_func, model.args, attribute_to_layer_input)
             own = TargetLayer(self.layer, "", at_input=attribute_to_layer_input, **self._layout())
             layers = [own] if finer is None else [own, finer]
             layered = LayeredCam(
@@ -339,7 +339,7 @@ class LayerCalibratedCam(LayerExplainer):
             ).explain(inputs, target, additional_forward_args)
             at_once = None if perturbations_per_eval is None else perturbations_per_eval * model.n
             found = calibrate(
-                forward_func,
+                forward_func.forward_func,
                 inputs,
                 layered.attributions,
                 target,
@@ -356,17 +356,19 @@ class LayerCalibratedCam(LayerExplainer):
     def _layout(self) -> dict[str, Any]:
         return {"channel_dim": self.channel_dim, "reshape_transform": self.reshape_transform}
 
-    def _finer(
-        self, model: Callable[..., Any], args: tuple[Any, ...], at_input: bool
-    ) -> TargetLayer | None:
+    def _finer(self, lent: Lent, args: tuple[Any, ...], at_input: bool) -> TargetLayer | None:
         """The finer layer; it is looked for once for each shape of the inputs."""
         if self.finer_layer is None:
             return None
         if isinstance(self.finer_layer, nn.Module):
-            return TargetLayer(self.finer_layer, _name_of(self.finer_layer, model))
+            return TargetLayer(self.finer_layer, _name_of(self.finer_layer, lent.forward_func))
         key = tuple(args[0].shape[1:]), at_input
         if key not in self._found:
-            self._found[key] = find_finer_layer(model, self.layer, *args, at_input=at_input)
+            lent(*args)  # a model may build parts of itself when it is first called
+            self._found[key] = find_finer_layer(
+                lent.forward_func, self.layer, *args, at_input=at_input
+            )
+            lent.put_back()  # what follows lends the model anew
         return self._found[key]
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, plans, quiet, tolerance
+from captum_clustered._copies import (
+    MIXES,
+    agree,
+    first_that_agrees,
+    loud,
+    opposite,
+    plans,
+    tolerance,
+)
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.targets import Score, Target, as_scores, check_target, format_target, plain
@@ -195,7 +203,8 @@ class ImageModel:
     def mixed(self, image: Tensor, rows: Tensor, output: Tensor) -> tuple[Mixed, Tensor | None]:
         """Finds out whether images of several examples, in any number, may share a batch.
 
-        The first of the `N` images goes along unchanged, and must get what it got in `output`.
+        The first of the `N` images goes along unchanged, and must get what it got in `output`; and
+        the first of the others what it gets among the `N` images as they are.
 
         Args:
             image (Tensor): The first images of which the outputs are wanted, `(M, C, *spatial)`.
@@ -207,16 +216,19 @@ class ImageModel:
             None if they may not share a batch.
         """
         first = self.image[:1]
-        images = torch.cat([loud(first), first, image, quiet(first)])  # (M + 3, C, *spatial)
+        images = torch.cat([loud(first), first, image, opposite(first)])  # (M + 3, C, *spatial)
         at = torch.cat([rows.new_zeros(2), rows, rows.new_zeros(1)])
         args = (self.image, *self.others)
         real = output if output.is_floating_point() else output.float()
         allowed = tolerance(real[:1].abs().amax(), [real.dtype, image.dtype])
 
+        one = Mixed(self, None)(image[:1], rows[:1])[0]
+
         def judge(found: Tensor) -> Tensor | str:
             if found.shape[1:] != output.shape[1:]:
                 return f"the output has the shape {tuple(found.shape)} for {len(images)} images"
-            return found[2:-1] if agree(found[1], output[0], allowed) else MIXES
+            same = agree(found[1], output[0], allowed) and agree(found[2], one, allowed)
+            return found[2:-1] if same else MIXES
 
         taken, found = first_that_agrees(
             plans(args, len(self.image), [0]),

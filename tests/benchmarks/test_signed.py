@@ -338,6 +338,7 @@ def test_places_by_hand():
     torch.testing.assert_close(cam.attribute(tokens, torch.tensor([0])), lost.relu())
 
 
+@pytest.mark.filterwarnings("ignore:`layer` gives tokens of which none")
 def test_the_mean_token_takes_nothing_from_equal_patches():
     model = tiny_clip()
     layer = model.get_submodule(LAYER)

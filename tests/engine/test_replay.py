@@ -136,7 +136,7 @@ def test_the_full_path_runs_the_model_as_captum_does():
     cam = ClusteredLayerAblation(model, model[0], clusterer=labels, replay="full")
     result = cam.explain(X, TARGET, perturbations_per_eval=5)
     assert result.ablated_scores.shape == (2, 5)
-    assert images == [2, 10, 6]  # three copies go along as a check
+    assert images == [2, 2, 10, 6]  # one copy alone, and three go along as a check
 
 
 class Recurrent(nn.Module):

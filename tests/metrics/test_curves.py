@@ -121,17 +121,18 @@ def test_chunks_change_nothing(network, batch, chunk):
     model = Counting(network)
     found = deletion(model, *batch, step=3, max_examples_per_batch=chunk).scores
     torch.testing.assert_close(found, expected)
-    # the images themselves, then 6 more stages of each of 3 images, and 3 that go along as a check
-    assert model.seen[0] == 3
-    assert sum(model.seen[1:]) == 18 + 3
-    assert max(model.seen[1:]) == max(4, min(chunk, 21))
+    # the images themselves, the batch with one image changed, then 6 more stages of each of 3 images,
+    # and 3 that go along as a check
+    assert model.seen[:2] == [3, 3]
+    assert sum(model.seen[2:]) == 18 + 3
+    assert max(model.seen[2:]) == max(4, min(chunk, 21))
 
 
 def test_chunks_fit_the_budget(network, batch, monkeypatch):
     monkeypatch.setattr(curves, "BUDGET", 4 * (2 * 16 * 4))  # four images
     model = Counting(network)
     deletion(model, *batch, step=3)
-    assert model.seen[1:] == [4, 4, 4, 4, 4, 1]  # three of the first go along as a check
+    assert model.seen[2:] == [4, 4, 4, 4, 4, 1]  # three of the first go along as a check
 
 
 def test_arguments_follow_their_image(batch):
@@ -222,4 +223,4 @@ def test_one_value_is_read_from_the_device(monkeypatch):
                 model, torch.rand(3, 2, 4, 4), torch.rand(3, 1, 4, 4), target, seed=1, step=2
             )
             assert curve.area.device.type == "cuda"
-    assert len(checks) == 2
+    assert len(checks) == 4
