@@ -302,6 +302,7 @@ PRIVATE = {
     "_forward_hooks": "engine.sites",
     "_forward_pre_hooks": "engine.sites",
     "_is_view": "engine.capture",
+    "_global_forward_hooks_with_kwargs": "engine.capture",
     "_NormBase": "engine.capture",
     "_DropoutNd": "engine.capture",
     "torch._C": "engine.replay",

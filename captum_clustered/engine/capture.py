@@ -15,7 +15,8 @@ the time, because convolutions read and write that form anyway. At the layer the
 as usual again. The part after the layer, and the caller, see no difference.
 
 Private parts of PyTorch: `Tensor._is_view`, which tells views from tensors that own their memory,
-and the base classes of its norm and dropout layers, `_NormBase` and `_DropoutNd`.
+the base classes of its norm and dropout layers, `_NormBase` and `_DropoutNd`, and
+`_global_forward_hooks_with_kwargs`, which notes the hooks on all modules that get keywords.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -329,14 +331,16 @@ class _Recorder:
                 self._after(module, kwargs, output)
 
         handles = [
-            register_module_forward_pre_hook(before),
             register_module_forward_hook(after, with_kwargs=True),
+            register_module_forward_pre_hook(before),
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            # torch forgets that, and would then say that there is a hook on all modules
+            torch_module._global_forward_hooks_with_kwargs.pop(handles[0].id, None)
 
     def _before(self, module: nn.Module, args: Any) -> None:
         number = self.numbers[module]

@@ -272,6 +272,12 @@ def test_exported_programs_say_how():
     torch.testing.assert_close(found, expected)
 
 
+def test_no_hook_is_left_on_all_modules():
+    model = _model()
+    _explain(model, model[0])
+    assert not torch.nn.modules.module._has_any_global_hook()
+
+
 def test_fx_graphs():
     model = _model()
     graph = torch.fx.symbolic_trace(model)

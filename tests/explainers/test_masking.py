@@ -659,7 +659,7 @@ def test_layers_and_inputs_without_an_image_are_refused(explainer):
     def cast(images):
         return model(images.double())
 
-    with pytest.raises(TypeError, match=r"floating point to be masked; got torch\.uint8"):
+    with pytest.raises(TypeError, match=r"floating point and dense to be masked; got torch\.uint8"):
         explainer(cast, model[0]).attribute(torch.ones(2, 3, 8, 8, dtype=torch.uint8), 0)
 
 
