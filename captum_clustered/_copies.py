@@ -6,8 +6,9 @@ an unchanged copy rides along with the others, and must get what it got alone. B
 ride a loud copy, whose values are four times as large, and its opposite, because the unchanged copy
 has the largest value of all copies that lack something, and may have the smallest. (Twice as large,
 it could make up for just what the others lack.) One of the others must get what it gets alone, too:
-in a minimum behind a ReLU, for example, the unchanged copy may feel nobody. A model that reads a value is stopped at once: what
-it does next may hold for all copies.
+in a minimum behind a ReLU, for example, the unchanged copy may feel nobody. A model that computes a
+mean, a maximum or the like over the first axis, or reads a value, is stopped at once: what it does
+next may hold for all copies.
 
 An argument that has one row for each example is repeated with the examples. One that all examples
 share may have as many rows by chance, and that, too, only the unchanged copy tells.
@@ -27,7 +28,17 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["MIXES", "READS", "agree", "first_that_agrees", "loud", "opposite", "plans", "tolerance"]
+__all__ = [
+    "MIXES",
+    "OVER",
+    "READS",
+    "agree",
+    "first_that_agrees",
+    "loud",
+    "opposite",
+    "plans",
+    "tolerance",
+]
 
 MIXES = "a copy got another score in a batch of copies than alone, so the model mixes examples"
 """Why copies cannot share a pass, where nothing more is known."""
@@ -35,24 +46,29 @@ MIXES = "a copy got another score in a batch of copies than alone, so the model 
 READS = "the model reads values (as by `.item()` or `if`), which may hold for all examples at once"
 """Why copies cannot share a pass, where the model decides by values."""
 
+OVER = "the model computes a value over all examples of the batch"
+"""Why copies cannot share a pass, where an operation says so."""
+
 _SUBSETS = 4
 """Up to so many arguments, all choices of those that are repeated are tried."""
 
 _aten = torch.ops.aten
 _READING = {_aten._local_scalar_dense.default, _aten.equal.default}
+_REDUCTIONS = {"amax", "amin", "max", "min", "mean", "median", "std", "sum", "var", "var_mean"}
 _FOR_EACH = {_aten.any.default: False, _aten.all.default: True}
 """What, if it is the answer for all examples together, is that for each alone: none has a NaN."""
 
 
-class _ValueIsRead(BaseException):
-    """Stops a model where it reads a value; not an Exception, so that no model takes it for its."""
+class _Stop(BaseException):
+    """Stops a model, and says why; not an Exception, so that no model takes it for its own."""
 
 
 class _Watch(TorchDispatchMode):
-    """Raises where a value is read that depends on certain tensors."""
+    """Stops where a value is read, or computed over the batch, that depends on certain tensors."""
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.rows = len(tensors[0])
         self.known: set[StorageWeakRef] = set()
         self.for_each: dict[StorageWeakRef, bool] = {}
         self._add(tensors)
@@ -67,8 +83,10 @@ class _Watch(TorchDispatchMode):
         if depends and func in _READING:
             if any(self.for_each.get(storage) is output for storage in _storages(given)):
                 return output
-            raise _ValueIsRead
+            raise _Stop(READS)
         if depends:
+            if _is_over_the_batch(func, args, kwargs, self.rows):
+                raise _Stop(OVER)
             if func in _FOR_EACH:
                 self.for_each.update(dict.fromkeys(_storages([output]), _FOR_EACH[func]))
             written = given if func._schema.is_mutable else []
@@ -77,6 +95,21 @@ class _Watch(TorchDispatchMode):
 
     def _add(self, tensors: Iterable[Tensor]) -> None:
         self.known.update(_storages(tensors))
+
+
+def _is_over_the_batch(func: Any, args: Any, kwargs: dict[str, Any], rows: int) -> bool:
+    """Whether an operation reduces the batch axis of its first argument."""
+    tensor = args[0] if args else None
+    if func._schema.name.rpartition("::")[2] not in _REDUCTIONS or not isinstance(tensor, Tensor):
+        return False
+    if tensor.ndim == 0 or len(tensor) != rows:
+        return False
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    if isinstance(dims, int):
+        dims = [dims]
+    return (
+        not isinstance(dims, (list, tuple)) or not dims or any(d % tensor.ndim == 0 for d in dims)
+    )
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -114,10 +147,11 @@ def tolerance(scale: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
         dtypes (iterable): The types of floating point numbers that take part.
 
     Returns:
-        *Tensor*: 7e-5 of the scale in float32, 4e-10 in float64, 5e-2 in bfloat16.
+        *Tensor*: 7e-5 of the scale in float32, 4e-10 in float64, 5e-2 in bfloat16; nothing is asked
+        of an example whose scale is not finite.
     """
     eps: float = max(torch.finfo(dtype).eps for dtype in dtypes)
-    allowed: Tensor = eps**0.6 * scale
+    allowed: Tensor = eps**0.6 * torch.where(scale.isfinite(), scale, torch.inf)
     return allowed
 
 
@@ -183,8 +217,8 @@ def first_that_agrees(
         try:
             with _Watch(watched):
                 output = run(choice)
-        except _ValueIsRead:
-            return None, READS
+        except _Stop as stop:
+            return None, str(stop)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
