@@ -1,9 +1,9 @@
 """The whole model on copies of the batch: several in one pass, where they leave each other alone.
 
 An unchanged copy is always among them. Where it does not get the score that the first pass gave, or
-the first of the others not the score that it gets alone, each copy has a pass of its own, so that to put copies together changes memory and time, and never
-the result. If a copy alone does not get that score either, the model is random or keeps what it
-saw.
+the first of the others not the score that it gets alone, each copy has a pass of its own. So to put
+copies together changes memory and time, and never the result. If an unchanged copy alone does not
+get that score either, the model is random or keeps what it saw.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ def test_chunks_change_nothing(network, batch, chunk):
     model = Counting(network)
     found = deletion(model, *batch, step=3, max_examples_per_batch=chunk).scores
     torch.testing.assert_close(found, expected)
-    # the images themselves, the batch with one image changed, then 6 more stages of each of 3 images,
-    # and 3 that go along as a check
+    # the images themselves, the batch with one of them changed, then 6 more stages of each of 3
+    # images, and 3 that go along as a check
     assert model.seen[:2] == [3, 3]
     assert sum(model.seen[2:]) == 18 + 3
     assert max(model.seen[2:]) == max(4, min(chunk, 21))
