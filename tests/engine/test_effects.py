@@ -76,6 +76,7 @@ class Net(nn.Module):
         return self.head(x + off * (1 + kept))
 
 
+@pytest.mark.filterwarnings("ignore:Each copy of the inputs has a pass of its own")
 @pytest.mark.parametrize("write", READ)
 def test_what_is_kept_by_a_skipped_call_is_there(write):
     torch.manual_seed(0)
