@@ -80,7 +80,7 @@ def as_model(forward_func: Lent, inputs: Any, additional: Any) -> Model:
     """Checks what a caller passed as inputs of a model.
 
     Args:
-        forward_func (Lent): The model, from :func:`captum_clustered._borrow.borrowed`.
+        forward_func (Lent): The model, from `captum_clustered._borrow.borrowed`.
         inputs (Tensor or tuple[Tensor, ...]): Its inputs; their first axis is the batch.
         additional (Any): Further arguments, one or a tuple, or None.
 
