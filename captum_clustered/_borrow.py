@@ -64,7 +64,8 @@ class Lent:
         """Runs the model once."""
         if self._settled or self._led:
             return self._run(args)
-        return self.settled(lambda: self._run(args), lambda: args)
+        # clones, since a model that has built something runs again
+        return self.settled(lambda: self._run(_cloned(args)), lambda: _cloned(args))
 
     def settled(self, attempt: Callable[[], T], args: Callable[[], tuple[Any, ...]]) -> T:
         """The first pass of a model that has built by then what it builds when it is first called.
@@ -180,6 +181,10 @@ class Lent:
         for (read, write), before in zip(_FLAGS, self._flags, strict=True):
             if read() != before:
                 write(before)
+
+
+def _cloned(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
 
 
 @contextmanager

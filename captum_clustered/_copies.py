@@ -21,23 +21,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, ValuesView
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "MIXES",
     "OVER",
     "READS",
+    "UNSTEADY",
+    "Parted",
+    "Shared",
     "agree",
     "first_that_agrees",
     "loud",
     "opposite",
     "plans",
     "tolerance",
+    "watched",
 ]
 
 MIXES = "a copy got another score in a batch of copies than alone, so the model mixes examples"
@@ -49,6 +55,13 @@ READS = "the model reads values (as by `.item()` or `if`), which may hold for al
 OVER = "the model computes a value over all examples of the batch"
 """Why copies cannot share a pass, where an operation says so."""
 
+UNSTEADY = (
+    "`forward_func` gave another score when it ran again with the same inputs: it is random, or "
+    "keeps what it saw before. What is computed here contains that difference as noise. Switch off "
+    "what makes it random (noise, dropout by hand, sampling), or what it keeps."
+)
+"""What to say of a model that does not give the same score twice."""
+
 _SUBSETS = 4
 """Up to so many arguments, all choices of those that are repeated are tried."""
 
@@ -59,16 +72,26 @@ _FOR_EACH = {_aten.any.default: False, _aten.all.default: True}
 """What, if it is the answer for all examples together, is that for each alone: none has a NaN."""
 
 
-class _Stop(BaseException):
+_LEAVING = {"__array__", "__dlpack__", "numpy", "tolist"}
+"""Methods that hand out values without an operation."""
+
+
+class Parted(BaseException):
     """Stops a model, and says why; not an Exception, so that no model takes it for its own."""
 
 
 class _Watch(TorchDispatchMode):
-    """Stops where a value is read, or computed over the batch, that depends on certain tensors."""
+    """Stops where a value is read, or computed over the batch, that depends on certain tensors.
+
+    Attributes:
+        relied (bool): Whether the model decided by what held for all examples, and so for each. In
+            another batch it may not.
+    """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows = len(tensors[0])
+        self.relied = False
         self.known: set[StorageWeakRef] = set()
         self.for_each: dict[StorageWeakRef, bool] = {}
         self._add(tensors)
@@ -78,31 +101,66 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors([args, kwargs.values()]))
-        depends = not self.known.isdisjoint(_storages(given))
+        depends = self.depends(given)
         output = func(*args, **kwargs)
         if depends and func in _READING:
-            if any(self.for_each.get(storage) is output for storage in _storages(given)):
-                return output
-            raise _Stop(READS)
+            if not any(self.for_each.get(storage) is output for storage in _storages(given)):
+                raise Parted(READS)
+            self.relied = True
+            return output
         if depends:
             if _is_over_the_batch(func, args, kwargs, self.rows):
-                raise _Stop(OVER)
+                raise Parted(OVER)
             if func in _FOR_EACH:
                 self.for_each.update(dict.fromkeys(_storages([output]), _FOR_EACH[func]))
             written = given if func._schema.is_mutable else []
             self._add([*written, *_tensors([output])])
         return output
 
+    def depends(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of the tensors depends on those that are watched."""
+        return not self.known.isdisjoint(_storages(tensors))
+
     def _add(self, tensors: Iterable[Tensor]) -> None:
         self.known.update(_storages(tensors))
 
 
+class _WatchMethods(TorchFunctionMode):
+    """Stops where values leave for Python or NumPy, which is no operation."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        leaves = getattr(func, "__name__", "") in _LEAVING
+        if leaves and self.watch.depends(_tensors(args[:1])):
+            raise Parted(READS)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watched(tensors: Sequence[Tensor]) -> Iterator[_Watch]:
+    """Stops a model that does not leave examples alone, by a :class:`Parted`, as far as is seen.
+
+    Args:
+        tensors (sequence[Tensor]): What the model runs on; the batch of the first counts.
+    """
+    with _Watch(tensors) as watch, _WatchMethods(watch):
+        yield watch
+
+
 def _is_over_the_batch(func: Any, args: Any, kwargs: dict[str, Any], rows: int) -> bool:
-    """Whether an operation reduces the batch axis of its first argument."""
+    """Whether an operation reduces the batch axis of its first argument.
+
+    Where another axis is as long, nobody knows which is the batch.
+    """
     tensor = args[0] if args else None
     if func._schema.name.rpartition("::")[2] not in _REDUCTIONS or not isinstance(tensor, Tensor):
         return False
-    if tensor.ndim == 0 or len(tensor) != rows:
+    if tensor.ndim == 0 or len(tensor) != rows or rows in tensor.shape[1:]:
         return False
     dims = args[1] if len(args) > 1 else kwargs.get("dim")
     if isinstance(dims, int):
@@ -193,32 +251,44 @@ def plans(args: Sequence[Any], n: int, certain: Iterable[int]) -> Iterator[froze
             yield sure | frozenset(chosen)
 
 
+class Shared(NamedTuple):
+    """How examples share a batch.
+
+    Attributes:
+        repeated (frozenset[int] or None): Places of the arguments that have one row for each
+            example; None if examples may not share a batch.
+        found (Any): What was wanted of the first batch; or, as a string, why there is none.
+        relied (bool): Whether the model decided by what held for each example of that batch, so
+            that the next ones are to be :func:`watched`, too.
+    """
+
+    repeated: frozenset[int] | None
+    found: Any
+    relied: bool = False
+
+
 def first_that_agrees(
     choices: Iterable[frozenset[int]],
-    watched: Sequence[Tensor],
+    parts: Callable[[frozenset[int]], Sequence[Tensor]],
     run: Callable[[frozenset[int]], Any],
     judge: Callable[[Any], Any],
-) -> tuple[frozenset[int] | None, Any]:
+) -> Shared:
     """Finds the arguments that go with the examples.
 
     Args:
         choices (iterable): From :func:`plans`.
-        watched (sequence[Tensor]): What the copies consist of. The model must not read what depends
-            on it.
+        parts (callable): What the copies consist of, with a choice.
         run (callable): Runs the model on the first copies, with a choice, and returns its output.
         judge (callable): From the output to what is wanted of it, or to a string that says why it
             cannot be true.
-
-    Returns:
-        *tuple*: The choice and what was wanted; or None and why copies cannot share a pass.
     """
     reason = None
     for choice in choices:
         try:
-            with _Watch(watched):
+            with watched(parts(choice)) as watch:
                 output = run(choice)
-        except _Stop as stop:
-            return None, str(stop)
+        except Parted as parted:
+            found = str(parted)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -227,6 +297,6 @@ def first_that_agrees(
         else:
             found = judge(output)
         if not isinstance(found, str):
-            return choice, found
+            return Shared(choice, found, watch.relied)
         reason = reason or found
-    return None, reason
+    return Shared(None, reason)

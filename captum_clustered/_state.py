@@ -518,7 +518,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 def _write(tensor: Tensor, value: Tensor) -> None:
     """Writes a tensor without being counted, since whoever took its gradient has the old values."""
     data = tensor.data
-    if data.shape != value.shape:
+    if data.shape != value.shape or data.layout is not torch.strided:
         tensor.data = value.clone()
     elif not data.is_cpu or not data.equal(value):
         with suppress(RuntimeError):  # nobody can write to what is expanded, neither did the model

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int, check_number
+from captum_clustered._copies import Parted
 from captum_clustered.engine.model import fitting
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
@@ -173,7 +174,8 @@ class Calibration:
             it was calibrated.
         target (Tensor or None): int64 `(N,)`: the classes; None if the model gives one score per
             image.
-        passes (int): How often the model saw each image, masked or not.
+        passes (int): How many versions of each image the model saw: the image, and one behind each
+            curve. Passes that check whether images may share a batch are not counted.
 
     Example::
 
@@ -286,8 +288,9 @@ def calibrate(
             rows = torch.arange(start, min(start + width, n), device=image.device)  # (r,)
             bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
             seen = look(bent.flatten(0, 1), rows.repeat(len(tried)), at_once)
-            if seen is None:
-                width = at_once = n
+            if seen is None:  # all over again
+                start, width, at_once = 0, n, n
+                found.clear()
                 continue
             scores = seen.view(len(tried), len(rows)).T  # (r, T)
             areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
@@ -328,7 +331,8 @@ def _checked(curves: Sequence[Rising]) -> tuple[Rising, ...]:
                 f"returned {type(values).__name__}. Apply it value by value."
             )
         steps = values.diff()
-        if not (values.isfinite().all() and (steps >= 0).all() and values[-1] > values[0]):
+        low, high = curve(torch.tensor([0.0, 1.0]))  # in float32, as most maps are
+        if not (values.isfinite().all() and (steps >= 0).all() and high > low):
             raise ValueError(
                 f"`curves` must rise from 0 to 1 and be finite there; got {curve!r}, which does "
                 "not. A curve that falls would change the order of the pixels."
@@ -370,7 +374,12 @@ class _Look:
             masks, rows = masks[first:], rows[first:]
         if self.mixed is not None and len(rows):
             for some, at in zip(masks.split(at_once), rows.split(at_once), strict=True):
-                scores.append(self._scores(self.mixed(self._images(some, at), at), at))
+                try:
+                    output = self.mixed(self._images(some, at), at)
+                except Parted as parted:
+                    self.mixed = self.model.parted(parted)
+                    return None
+                scores.append(self._scores(output, at))
         return torch.cat([part.to(scores[-1]) for part in scores])
 
     def _images(self, masks: Tensor, rows: Tensor) -> Tensor:

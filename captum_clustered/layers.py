@@ -330,7 +330,8 @@ def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
     hooks = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
     try:
         with _evaluated(model):
-            output = model(*inputs)
+            # cloned, since the model may write into what it gets
+            output = model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
     finally:
         for hook in hooks:
             hook.remove()

@@ -52,10 +52,6 @@ def halve_while_large(maps):
     return maps
 
 
-def by_a_loop_in_numpy(maps):
-    return maps * float(maps.detach().numpy().max())
-
-
 class Prototypes(nn.Module):
     def __init__(self):
         super().__init__()
@@ -92,6 +88,19 @@ def attend_across(maps):
     return ((flat @ flat.T).softmax(1) @ flat).view_as(maps)
 
 
+def by_tolist(maps):
+    return maps * max(maps.flatten(1).norm(dim=1).tolist())
+
+
+def by_numpy(maps):
+    return maps * float(maps.detach().flatten(1).norm(dim=1).numpy().max())
+
+
+def doubled_if_any_is_weak(maps):
+    """No copy of the first batch need be weak."""
+    return 2 * maps if (maps.flatten(1).norm(dim=1) < 0.8).any() else maps
+
+
 MODELS = {
     "largest of the batch": lambda: Net(lambda a: a / a.max()),
     "smallest of the batch": lambda: Net(lambda a: (a + 1) / (a + 1).min()),
@@ -107,6 +116,9 @@ MODELS = {
     "early exit, sure": lambda: early_if_sure(0.2),
     "early exit, unsure": lambda: early_if_sure(0.3),
     "while": lambda: Net(halve_while_large),
+    "by tolist": lambda: Net(by_tolist),
+    "by numpy": lambda: Net(by_numpy),
+    "if any is weak": lambda: Net(doubled_if_any_is_weak),
     "batch of two": FixedBatch,
     "int8 lstm": lstm_int8,
 }  # fmt: skip
@@ -265,6 +277,53 @@ def test_the_size_of_a_pass_never_changes_the_result(n, chunk, power, statistic,
         torch.testing.assert_close(many.attributions, one.attributions, rtol=1e-3, atol=1e-6)
 
 
+class SharedArgument(Net):
+    """Reads an argument that all examples share, and averages it."""
+
+    def forward(self, x, scale, weights):
+        return super().forward(x) * scale.item() * weights.mean()
+
+
+def test_what_all_share_may_be_read_and_averaged():
+    model, x = SharedArgument().eval(), _images(2)
+    more = (torch.tensor(2.0), torch.tensor([1.0, 3.0]))  # two weights, and two examples
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    cam = ClusteredLayerScore(model, model.conv, n_clusters=4)
+    found = cam.explain(x, TARGET, additional_forward_args=more, perturbations_per_eval=8)
+    few = len(passes)
+    expected = cam.explain(x, TARGET, additional_forward_args=more, perturbations_per_eval=1)
+    assert few < len(passes) - few
+    torch.testing.assert_close(found.masked_scores, expected.masked_scores)
+    maps = torch.rand(2, 1, 10, 10)
+    deletion(model, x, maps, TARGET, additional_forward_args=more, step=20)
+
+
+def test_an_axis_as_long_as_the_batch_of_copies_is_not_taken_for_it():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 6, 8), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(self.conv(x).flatten(2).permute(2, 0, 1).mean(0))  # of (T, N, C)
+
+    model, x = Tokens().eval(), _images(1)  # nine tokens
+    for chunk in (8, 9, 10):
+        cam = ClusteredLayerScore(model, model.conv, clusterer="contiguous", n_clusters=6)
+        cam.explain(x, TARGET, perturbations_per_eval=chunk)
+
+
+def test_the_progress_bar_ends_at_its_total(capsys):
+    model = Net(doubled_if_any_is_weak).eval()
+    cam = LayerScoreCam(model, model.conv)
+    _quietly(cam.attribute, _images(1), TARGET, perturbations_per_eval=4, show_progress=True)
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    total = last.partition("/")[2].partition(" ")[0]
+    assert f"{total}/{total}" in last
+
+
 class TestWhatIsSaid:
     def test_of_a_model_that_mixes(self):
         model = Net(lambda a: a / a.max()).eval()
@@ -287,6 +346,12 @@ class TestWhatIsSaid:
         model = Net(lambda a: a / a.max()).eval()
         with pytest.warns(UserWarning, match="stay in the batch in which they were passed"):
             deletion(model, _images(), torch.rand(2, 1, 10, 10), TARGET, step=20)
+
+    def test_of_curves_of_a_random_model(self):
+        model = Net(lambda a: nn.functional.dropout(a, 0.5)).eval()
+        with pytest.warns(UserWarning, match="another score when it ran again") as said:
+            deletion(model, _images(), torch.rand(2, 1, 10, 10), TARGET, step=20)
+        assert not [one for one in said if "right result" in str(one.message)]
 
     def test_nothing_where_one_copy_at_a_time_was_asked_for(self):
         model = Net(lambda a: a / a.max()).eval()
@@ -335,7 +400,8 @@ class TestChoices:
         def run(_):
             return kept.add_(x)[0].item()
 
-        assert first_that_agrees([frozenset()], [x], run, lambda _: torch.ones(1)) == (None, READS)
+        found = first_that_agrees([frozenset()], lambda _: [x], run, lambda _: torch.ones(1))
+        assert found == (None, READS, False)
 
     @pytest.mark.parametrize(
         ("read", "fine"),
@@ -353,9 +419,9 @@ class TestChoices:
         def run(_):
             return 2 * x if read(x) else x
 
-        choice, found = first_that_agrees([frozenset([0])], [x], run, lambda output: output)
-        assert (choice is None) == (not fine)
-        assert fine or found in (OVER, READS)
+        shared = first_that_agrees([frozenset([0])], lambda _: [x], run, lambda output: output)
+        assert (shared.repeated is not None) == shared.relied == fine
+        assert fine or shared.found in (OVER, READS)
 
     def test_constants_may_be_read(self):
         x, constant = torch.rand(3), torch.ones(3)
@@ -363,6 +429,7 @@ class TestChoices:
         def run(_):
             return x * constant.sum().item()
 
-        choice, found = first_that_agrees([frozenset([0])], [x], run, lambda output: output)
-        assert choice == {0}
-        torch.testing.assert_close(found, 3 * x)
+        shared = first_that_agrees([frozenset([0])], lambda _: [x], run, lambda output: output)
+        assert shared.repeated == {0}
+        assert not shared.relied
+        torch.testing.assert_close(shared.found, 3 * x)

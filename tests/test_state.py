@@ -125,6 +125,59 @@ def test_every_metric_leaves_the_model_as_it_was(kind):
     _assert_as_it_was(model, like)
 
 
+class SparseBuffer(Base):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("graph", torch.eye(4).to_sparse())
+
+    def state(self, h):
+        self.graph.mul_(2)
+        return torch.sparse.mm(self.graph, h.T).T
+
+
+def test_a_sparse_buffer_is_put_back():
+    model = SparseBuffer()
+    first, again = (LayerAblationCam(model, model.a).attribute(X, target=1) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(model.graph.to_dense(), torch.eye(4))
+
+
+class BuildsAndWritesIntoItsInput(Base):
+    def forward(self, x):
+        if not hasattr(self, "head"):
+            self.head = torch.nn.Linear(4, 2)
+        return self.head(self.a(x.sub_(0.5)).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_model_is_built_by_the_images_as_they_are():
+    model, heat = BuildsAndWritesIntoItsInput(), X.mean(1, keepdim=True)
+    kept = X.clone()
+    found = confidences(model, X, heat, 1, score="identity").original
+    assert torch.equal(X, kept)
+    torch.testing.assert_close(found.float(), model(X.clone())[:, 1])
+    assert deletion(model, X, heat, 1, score="identity", step=16).scores[0, 0] == found[0]
+
+
+class WritesIntoAnArgument(Base):
+    def forward(self, x, scale):
+        scale.mul_(2)
+        return self.f(self.a(x).mean((2, 3))) * scale[:, None]
+
+
+def test_metrics_take_an_argument_that_is_written_to_as_it_is():
+    model, heat, scale = WritesIntoAnArgument(), X.mean(1, keepdim=True), torch.tensor([1.0, 3.0])
+    kept = {"step": 16, "score": "identity"}
+    found = deletion(model, X, heat, 1, additional_forward_args=scale, **kept)  # without a warning
+    assert scale.tolist() == [1, 3]
+    alone = [
+        deletion(model, X[i : i + 1], heat[i : i + 1], 1, additional_forward_args=scale[i : i + 1],
+                 **kept).scores
+        for i in range(2)
+    ]  # fmt: skip
+    torch.testing.assert_close(found.scores, torch.cat(alone))
+
+
 # --- hooks of others ------------------------------------------------------------------------------
 
 

@@ -9,27 +9,32 @@ get that score either, the model is random or keeps what it saw.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_clustered._copies import MIXES, agree, first_that_agrees, loud, opposite, plans
+from captum_clustered._copies import (
+    MIXES,
+    UNSTEADY,
+    Parted,
+    agree,
+    first_that_agrees,
+    loud,
+    opposite,
+    plans,
+    watched,
+)
 from captum_clustered.engine.model import chunks
 from captum_clustered.targets import repeat_target, select
 
 if TYPE_CHECKING:
+    from captum_clustered._copies import Shared
     from captum_clustered.engine.capture import FirstPass
 
-__all__ = ["UNSTEADY", "Copied", "Copies", "steady"]
-
-UNSTEADY = (
-    "`forward_func` gave another score when it ran again with the same inputs: it is random, or "
-    "keeps what it saw before. The heat map contains that difference as noise. Switch off what "
-    "makes it random (noise, dropout by hand, sampling), or what it keeps."
-)
-"""What to say of a model that does not give the same score twice."""
+__all__ = ["Copied", "Copies", "steady"]
 
 _SEEN_ELSEWHERE = (
     "`layer` must be all that passes its value on; to hand the same value in at its place gave "
@@ -117,34 +122,46 @@ class Copies:
         values = self._batch([loud, _unchanged], start, [opposite])
         k = len(values[0]) // self.first.model.n
         args = self.first.model.args
-        values_of_one = [made.flatten(0, 1) for made in self.make(start[:1])]
-        one = select(self.run(values_of_one, 1, frozenset()), self.first.target)  # (N,)
+        one = select(self.run(self._only(0), 1, frozenset()), self.first.target)  # (N,)
 
         def run(repeated: frozenset[int]) -> Any:  # the model may write into what it gets
             return self.run([value.clone() for value in values], k, repeated)
 
-        repeated, found = first_that_agrees(
-            plans(args, self.first.model.n, self.certain),
-            [*values, *(arg for arg in args if isinstance(arg, Tensor))],
-            run,
-            lambda output: self._compared(output, k, {1: self.first.scores, 2: one}),
-        )
-        if repeated is None:
-            return self._alone(count, found, tick)
+        def parts(repeated: frozenset[int]) -> list[Tensor]:
+            return [*values, *(args[place] for place in sorted(repeated))]
+
+        def judge(output: Any) -> Tensor | str:
+            return self._compared(output, k, {1: self.first.scores, 2: one})
+
+        choices = plans(args, self.first.model.n, self.certain)
+        shared = first_that_agrees(choices, parts, run, judge)
+        if shared.repeated is None:
+            return self._alone(count, shared.found, tick)
         tick(len(start))
-        parts = [found[2 : 2 + len(start)]]
+        found = [shared.found[2 : 2 + len(start)]]
         riding = chunk >= _CHEAP
         for groups in chunks(range(len(start), count), chunk - riding):
-            if not riding:
-                parts.append(self._some(groups, repeated, tick))
-                continue
-            output = self.run(self._batch([], groups, [_unchanged]), len(groups) + 1, repeated)
-            found = self._compared(output, len(groups) + 1, {len(groups): self.first.scores})
-            if isinstance(found, str):
-                return self._alone(count, found, tick)
+            scores = self._lot(groups, shared, riding)
+            if isinstance(scores, str):
+                tick(-groups.start)  # all over again
+                return self._alone(count, scores, tick)
             tick(len(groups))
-            parts.append(found[:-1])
-        return Copied(torch.cat(parts), None)
+            found.append(scores)
+        return Copied(torch.cat(found), None)
+
+    def _lot(self, groups: range, shared: Shared, riding: bool) -> Tensor | str:
+        """The scores of further copies in one pass, or what speaks against them."""
+        assert shared.repeated is not None
+        batch = self._batch([], groups, [_unchanged] if riding else [])
+        k = len(groups) + riding
+        try:
+            with watched(batch) if shared.relied else nullcontext():
+                output = self.run(batch, k, shared.repeated)
+        except Parted as parted:
+            return str(parted)
+        known = {len(groups): self.first.scores} if riding else {}
+        scores = self._compared(output, k, known)
+        return scores if isinstance(scores, str) else scores[: len(groups)]
 
     def _batch(self, before: list[_Made], groups: range, behind: list[_Made]) -> list[Tensor]:
         """The values of copies, between others that are made of the values without a change."""
@@ -171,14 +188,6 @@ class Copies:
         scores = self.score or _selected(self.first.target)
         return scores(output, times).reshape(times, -1).detach()
 
-    def _some(
-        self, groups: range, repeated: frozenset[int], tick: Callable[[int], object]
-    ) -> Tensor:
-        values = [made.flatten(0, 1) for made in self.make(groups)]  # (k * N, …)
-        scores = self._score(self.run(values, len(groups), repeated), len(groups))
-        tick(len(groups))
-        return scores
-
     def _alone(self, count: int, reason: str | None, tick: Callable[[int], object]) -> Copied:
         """Each copy in a pass of its own."""
         first = self.first
@@ -188,9 +197,16 @@ class Copies:
             again = select(self.run(values, 1, frozenset()), first.target)
             if not agree(again, first.scores, first.tolerance):
                 doubt = _SEEN_ELSEWHERE if steady(first) else UNSTEADY
-        parts = [self._some(range(k, k + 1), frozenset(), tick) for k in range(count)]
+        scores = []
+        for k in range(count):
+            scores.append(self._score(self.run(self._only(k), 1, frozenset()), 1))
+            tick(1)
         nothing = first.scores.new_zeros(0, len(first.scores))
-        return Copied(torch.cat(parts) if parts else nothing, reason, doubt)
+        return Copied(torch.cat(scores) if scores else nothing, reason, doubt)
+
+    def _only(self, k: int) -> list[Tensor]:
+        """The values of one copy, `(N, …)` each."""
+        return [made.flatten(0, 1) for made in self.make(range(k, k + 1))]
 
 
 def _unchanged(plain: Tensor) -> Tensor:

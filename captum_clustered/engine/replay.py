@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captum_clustered._copies import READS, agree
+from captum_clustered._copies import READS, UNSTEADY, agree
 from captum_clustered._warn import warn
 from captum_clustered.engine.calls import Call, LayerIO, Valueless, flatten
 from captum_clustered.engine.capture import FirstPass, capture
-from captum_clustered.engine.copies import UNSTEADY, Copied, Copies, steady
+from captum_clustered.engine.copies import Copied, Copies, steady
 from captum_clustered.engine.model import chunks, fitting
 from captum_clustered.engine.switching import Ablation, Summed
 from captum_clustered.targets import plain, select

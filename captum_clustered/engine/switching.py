@@ -100,13 +100,14 @@ class Ablation:
         """The same ablation at a site; None where it would be another, or would not be faster."""
         if self.channel_dims != [1]:
             return None
+        n, s = len(site.activations), site.activations[0, 0].numel()
+        few = self.n_groups * (n if s == 1 else s) < _FEW
+        if site.output is not None and (self.cumulative or few):
+            return None
         moved = tuple(self._through(site, variant) for variant in self.variants[0])
         if site.output is None:
             return replace(self, activations=[site.activations], variants=[moved])
         change = _changes(site.activations, self.labels[0], moved)  # (N, P, S)
-        n, _, s = change.shape
-        if self.cumulative or self.n_groups * (n if s == 1 else s) < _FEW:
-            return None
         weight = site.module.get_parameter("weight").detach()
         return Summed(site.output, weight, change, self.labels[0], self.n_groups)
 

@@ -21,11 +21,12 @@ import torch
 from captum.attr import Attribution as CaptumAttribution
 from torch import Tensor, nn
 
-from captum_clustered._borrow import Lent, borrowed
+from captum_clustered._borrow import borrowed
 from captum_clustered._checks import check_choice, check_number
 from captum_clustered.calibration import SIGMOIDS, Calibration, Rising, calibrate
-from captum_clustered.engine.model import as_model
+from captum_clustered.engine.model import Model, as_model
 from captum_clustered.explainers.base import LayerExplainer, check_perturbations, unwrap
+from captum_clustered.explainers.masking import precise
 from captum_clustered.explainers.results import Attribution
 from captum_clustered.fills import Blur, Fill, fill_image
 from captum_clustered.heatmap import ReshapeTransform, build, enlarge
@@ -198,9 +199,9 @@ class LayeredCam(CaptumAttribution):
 
     def _joined(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:
         size = image.shape[2:]
-        joined = _unit(enlarge(_precise(maps[0]).relu(), size))
+        joined = _unit(enlarge(precise(maps[0]).relu(), size))
         for finer in maps[1:]:
-            heat = _blurred(_precise(finer).relu(), self.smooth)
+            heat = _blurred(precise(finer).relu(), self.smooth)
             joined = joined * (self.floor + _unit(enlarge(heat, size)).to(joined))
         return joined / (self.floor + 1) ** (len(maps) - 1)
 
@@ -325,7 +326,7 @@ class LayerCalibratedCam(LayerExplainer):
         check_perturbations(perturbations_per_eval)
         with borrowed(self.forward_func) as forward_func:
             model = as_model(forward_func, *plain_args(inputs, additional_forward_args))
-            finer = self._finer(forward_func, model.args, attribute_to_layer_input)
+            finer = self._finer(model, attribute_to_layer_input)
             own = TargetLayer(self.layer, "", at_input=attribute_to_layer_input, **self._layout())
             layers = [own] if finer is None else [own, finer]
             layered = LayeredCam(
@@ -356,17 +357,18 @@ class LayerCalibratedCam(LayerExplainer):
     def _layout(self) -> dict[str, Any]:
         return {"channel_dim": self.channel_dim, "reshape_transform": self.reshape_transform}
 
-    def _finer(self, lent: Lent, args: tuple[Any, ...], at_input: bool) -> TargetLayer | None:
+    def _finer(self, model: Model, at_input: bool) -> TargetLayer | None:
         """The finer layer; it is looked for once for each shape of the inputs."""
+        lent = model.forward_func
         if self.finer_layer is None:
             return None
         if isinstance(self.finer_layer, nn.Module):
             return TargetLayer(self.finer_layer, _name_of(self.finer_layer, lent.forward_func))
-        key = tuple(args[0].shape[1:]), at_input
+        key = tuple(model.args[0].shape[1:]), at_input
         if key not in self._found:
-            lent(*args)  # a model may build parts of itself when it is first called
+            lent(*model.fresh())  # a model may build parts of itself when it is first called
             self._found[key] = find_finer_layer(
-                lent.forward_func, self.layer, *args, at_input=at_input
+                lent.forward_func, self.layer, *model.args, at_input=at_input
             )
             lent.put_back()  # what follows lends the model anew
         return self._found[key]
@@ -419,10 +421,6 @@ def _checked(heat: Any, image: Tensor) -> Tensor:
             f"got {got}. Choose a layer that gives one tensor of such maps."
         )
     return found
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _unit(maps: Tensor) -> Tensor:

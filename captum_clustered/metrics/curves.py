@@ -5,7 +5,7 @@ Source: Petsiuk, Das, Saenko, "RISE", BMVC 2018. Only the order of a map's value
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
+from captum_clustered._copies import Parted
 from captum_clustered.fills import Blur, Fill, describe, fill_image
 from captum_clustered.metrics.maps import Interpolation, prepare
 from captum_clustered.metrics.scoring import (
     Conventions,
     ImageModel,
+    Mixed,
     as_labels,
     check_score,
     name_of_target,
@@ -209,19 +211,19 @@ def _curve(
 
     pairs = torch.arange(n * len(others), device=image.device)
     known = scored(output, torch.arange(n, device=image.device)).view(1, n)
-    scores = []
+    scores = [known[0, :0]]
     if len(pairs):
         first = pairs[: max(1, chunk - 3)]  # three more go along
         mixed, found = model.mixed(*shown(first), output)
-        if found is None:
-            chunk = n
-        else:
-            scores.append(scored(found, first % n))
-            pairs = pairs[len(first) :]
-        for some in pairs.split(chunk) if len(pairs) else ():
-            images, rows = shown(some)
-            scores.append(scored(mixed(images, rows), rows))
-    stages = torch.cat(scores or [known[0, :0]]).view(len(others), n)  # (T - 1, N)
+        try:
+            if found is None:
+                scores += _each(mixed, shown, scored, pairs.split(n))
+            else:
+                rest = pairs[len(first) :].split(chunk) if len(first) < len(pairs) else ()
+                scores += [scored(found, first % n), *_each(mixed, shown, scored, rest)]
+        except Parted as parted:
+            scores = _each(model.parted(parted), shown, scored, pairs.split(n))
+    stages = torch.cat(scores).view(len(others), n)  # (T - 1, N)
     joined = torch.cat([stages, known] if kind == "insertion" else [known, stages]).T  # (N, T)
     return Curve(
         kind=kind,
@@ -239,6 +241,17 @@ def _curve(
             ties="reading order" if seed is None else f"random, seed {seed}",
         ),
     )
+
+
+def _each(
+    mixed: Mixed,
+    shown: Callable[[Tensor], tuple[Tensor, Tensor]],
+    scored: Callable[[Tensor, Tensor], Tensor],
+    lots: Iterable[Tensor],
+) -> list[Tensor]:
+    """The scores of lots of images, a pass for each."""
+    pairs = map(shown, lots)
+    return [scored(mixed(images, rows), rows) for images, rows in pairs]
 
 
 def _at_a_time(image: Tensor, given: int | None) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
+from captum_clustered._copies import Parted
 from captum_clustered.metrics.curves import BUDGET
 from captum_clustered.metrics.maps import Interpolation, resize
 from captum_clustered.metrics.scoring import ImageModel, Mixed, check_score, resolve_target
@@ -111,7 +112,12 @@ def infidelity(
                 known.append(mixed)
                 if found is not None:
                     return target_scores(found, chosen, score)
-            return target_scores(known[0](perturbed, rows), chosen, score)
+            try:
+                found = known[0](perturbed, rows)
+            except Parted as parted:
+                known[0] = model.parted(parted)
+                found = known[0](perturbed, rows)
+            return target_scores(found, chosen, score)
 
         return captum_metrics.infidelity(  # type: ignore[no-any-return]
             scores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from captum_clustered._copies import (
     MIXES,
+    UNSTEADY,
     agree,
     first_that_agrees,
     loud,
     opposite,
     plans,
     tolerance,
+    watched,
 )
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
@@ -196,8 +199,15 @@ class ImageModel:
             )
         return output.detach()
 
+    def put_back(self) -> None:
+        """Gives a lent model's other inputs what the last pass may have written over."""
+        put_back = getattr(self.forward_func, "put_back", None)
+        if put_back is not None:
+            put_back()
+
     def traced(self) -> Any:
         """What the model returns for the images, with the graph of its gradients."""
+        self.put_back()
         return with_graph(self.forward_func, (self.image, *self.others))
 
     def mixed(self, image: Tensor, rows: Tensor, output: Tensor) -> tuple[Mixed, Tensor | None]:
@@ -232,19 +242,29 @@ class ImageModel:
             same = agree(found[1], output[0], allowed) and agree(found[2], one, allowed)
             return found[2:-1] if same else MIXES
 
-        taken, found = first_that_agrees(
+        def parts(taken: frozenset[int]) -> list[Tensor]:
+            return [images, *(args[place] for place in sorted(taken))]
+
+        shared = first_that_agrees(
             plans(args, len(self.image), [0]),
-            [images, *(arg for arg in args if isinstance(arg, Tensor))],
+            parts,
             lambda taken: Mixed(self, taken)(images, at),
             judge,
         )
-        if taken is None:
-            warn(
-                f"The images stay in the batch in which they were passed, because {found}. That "
-                "takes more time and gives the right result."
-            )
-            return Mixed(self, None), None
-        return Mixed(self, taken), found
+        if shared.repeated is not None:
+            return Mixed(self, shared.repeated, shared.relied), shared.found
+        if agree(self(self.image)[0], output[0], allowed):
+            return self.parted(shared.found), None
+        warn(UNSTEADY)
+        return Mixed(self, None), None
+
+    def parted(self, reason: object) -> Mixed:
+        """How to run a model whose examples may not share a batch with others."""
+        warn(
+            f"The images stay in the batch in which they were passed, because {reason}. That takes "
+            "more time and gives the right result."
+        )
+        return Mixed(self, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,10 +275,13 @@ class Mixed:
         model (ImageModel): The model.
         taken (frozenset[int] or None): Places of the arguments that have one row for each example;
             None if examples must stay in their batch.
+        relied (bool): Whether the model decided by what held for each example so far. Where it
+            holds no longer, a :class:`captum_clustered._copies.Parted` says so.
     """
 
     model: ImageModel
     taken: frozenset[int] | None
+    relied: bool = False
 
     def __call__(self, image: Tensor, rows: Tensor) -> Tensor:
         """Runs the model on images.
@@ -273,11 +296,13 @@ class Mixed:
         """
         model = self.model
         if self.taken is not None:
+            model.put_back()
             others = tuple(
                 other[rows.to(other.device)] if place in self.taken else other
                 for place, other in enumerate(model.others, start=1)
             )
-            return model.run(image, others)
+            with watched([image]) if self.relied else nullcontext():
+                return model.run(image, others)
         # each batch has one image of each example: the k-th of each is in the k-th batch
         number = (rows[:, None] == rows).tril(-1).sum(1)  # (M,)
         outputs: dict[int, Tensor] = {}

@@ -17,6 +17,7 @@ from captum_clustered import (
 from captum_clustered.calibration import Power, calibrate
 from captum_clustered.fills import Black
 from captum_clustered.heatmap import enlarge
+from captum_clustered.layers import find_finer_layer
 from captum_clustered.metrics import confidences
 
 
@@ -231,3 +232,27 @@ def test_the_model_is_given_back(model):
 def test_wrong_settings(model, settings, message):
     with pytest.raises(ValueError, match=message):
         LayerCalibratedCam(model, model[4], **settings).attribute(X, 1)
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5))
+
+
+def test_a_model_that_writes_into_its_input_gets_the_images_as_they_are(model):
+    writes, plain = WritesIntoItsInput(model), nn.Sequential(Shift(), *model)
+    images, x = X.clone(), X.clone()
+    heat = LayerCalibratedCam(writes, model[4]).attribute(images, target=1)
+    assert torch.equal(images, x)
+    torch.testing.assert_close(heat, LayerCalibratedCam(plain, model[4]).attribute(x, target=1))
+    found = find_finer_layer(writes, model[4], images)
+    assert (found.layer, torch.equal(images, x)) == (model[1], True)
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x - 0.5
