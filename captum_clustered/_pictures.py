@@ -166,14 +166,14 @@ def coloured(heatmap: np.ndarray, cmap: str = CMAP) -> np.ndarray:
     return colours
 
 
-def check_look(cmap: str, alpha: float = ALPHA) -> None:
-    """Raises unless matplotlib knows the colour map, and `alpha` is a share."""
+def check_look(cmap: str, alpha: float = ALPHA, name: str = "cmap") -> None:
+    """Raises unless matplotlib knows the colour map, called `name`, and `alpha` is a share."""
     from matplotlib import colormaps
 
     if cmap not in colormaps:
         near = get_close_matches(str(cmap), list(colormaps), 3)
         raise ValueError(
-            f"`cmap` must be a colour map of matplotlib, such as inferno, viridis or jet; got "
+            f"`{name}` must be a colour map of matplotlib, such as inferno, viridis or jet; got "
             f"{cmap!r}.{' Close are: ' + ', '.join(near) if near else ''}"
         )
     if not 0 <= alpha <= 1:

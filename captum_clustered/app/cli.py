@@ -69,7 +69,7 @@ _Weighting = Annotated[
     list[str],
     typer.Option(
         metavar="NAME",
-        help="How a drop becomes a weight, for all methods that take it: drop, drop_per_map, "
+        help="How a drop becomes a weight, for all methods that take it: auto, drop, drop_per_map, "
         "drop_per_mass, drop_per_norm, drop_by_activation; several are compared. Without it, each "
         "method's own.",
         show_default=False,
@@ -201,7 +201,9 @@ _Controls = Annotated[
 _Fill = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="What the metrics put in the hidden part: black, mean or blur."
+        metavar="NAME",
+        help="What the metrics put in the hidden part: black, mean or blur. Insertion always "
+        "starts from a blurred image.",
     ),
 ]
 _Limit = Annotated[

@@ -106,7 +106,7 @@ def _expanded(images: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _check(images: Sequence[Path], output: Output) -> None:
-    check_look(output.colormap, output.alpha)
+    check_look(output.colormap, output.alpha, "colormap")
     if output.html:
         require("jinja2", "html", "to write HTML pages")
     if output.dicom:
@@ -144,7 +144,8 @@ def _each(
                 line = one_line(error) if users else f"{type(error).__name__}: {one_line(error)}"
                 report(line if str(path) in line else f"{path}: {line}")
             else:
-                say(f"{path}: {explanation.title}, see {overlay}")
+                page = f" and {out / stem}.html" if output.html else ""
+                say(f"{path}: {explanation.title}, see {overlay}{page}")
             finally:
                 bar.update()
     if there:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "run", "summarize"]
 
 _SOON = 20  # seconds, of which nothing needs to be said
+_MOST_REASONS = 3  # of failed images, that are said
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Outcome:
         rows (int): Number of rows.
         failed_rows (int): Number of rows that failed.
         files (list[Path]): The files that were written.
+        reasons (list[tuple[str, str]]): The images that failed, and why.
     """
 
     images: int
@@ -43,6 +45,7 @@ class Outcome:
     rows: int
     failed_rows: int
     files: list[Path]
+    reasons: list[tuple[str, str]] = field(default_factory=list)
 
 
 def summarize(outcome: Outcome) -> str:
@@ -53,6 +56,7 @@ def summarize(outcome: Outcome) -> str:
             f"; {counted(outcome.failed, 'image')} failed: rows.jsonl says why, and "
             "--retry-failed tries again"
         )
+        lines += [f"  {image}: {reason}" for image, reason in outcome.reasons[:_MOST_REASONS]]
     return "\n".join([*lines, *[f"  {path}" for path in outcome.files]])
 
 
@@ -108,7 +112,8 @@ def _done(rows: Mapping[Key, Row], job: Job) -> set[Key]:
 def _say_what_is_left(job: Job, done: int, say: Callable[[str], object]) -> None:
     rows = len(job.keys)
     if done:
-        say(f"{job.settings.out} has {done} of {rows} rows; going on with the others")
+        others = "; going on with the others" if done < rows else ""
+        say(f"{job.settings.out} has {done} of {rows} rows{others}")
     elif rows:
         images, variants = counted(len(job.images), "image"), counted(len(job.variants), "variant")
         say(f"{images} x {variants} = {counted(rows, 'row')}")
@@ -225,8 +230,9 @@ def _finish(job: Job) -> Outcome:
         )
         for name, metric in job.metrics.items()
     ]
+    failed = [rows[key] for key in job.keys if rows[key]["status"] != "ok"]
     found = report.make_report(
-        rows, job.images, job.variants, columns, job.notes, job.settings.seed
+        rows, job.images, job.variants, columns, _with_failed(job, failed), job.settings.seed
     )
     files = [out / "rows.jsonl", out / "config.json", *_write_tables(out, found)]
     drawn = _write_figures(job, found, rows)
@@ -234,7 +240,6 @@ def _finish(job: Job) -> Outcome:
         shown = [path for path in drawn if path.suffix == ".png"]
         files.append(pages.write(out, found, rows, job.images, job.show, job.class_name, shown))
     files += drawn
-    failed = [rows[key] for key in job.keys if rows[key]["status"] != "ok"]
     if len(failed) == len(job.keys):
         raise ValueError(
             f"every image failed, the first because of {failed[0]['reason']}"
@@ -247,7 +252,17 @@ def _finish(job: Job) -> Outcome:
         rows=len(job.keys),
         failed_rows=len(failed),
         files=files,
+        reasons=list({row["image"]: str(row["reason"]) for row in failed}.items()),
     )
+
+
+def _with_failed(job: Job, failed: Sequence[Row]) -> list[str]:
+    """The notes; the first says how many images failed, if any did."""
+    count = len({row["image"] for row in failed})
+    if not count:
+        return job.notes
+    words = f"{count} of {counted(len(job.images), 'image')} failed, with one method at least."
+    return [f"{job.notes[0]} {words}", *job.notes[1:]]
 
 
 def _write_tables(out: Path, found: report.Report) -> list[Path]:

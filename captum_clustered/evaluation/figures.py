@@ -95,7 +95,8 @@ def curves(
     figure = new_figure(4.3 * len(parts) + 3.2, max(4.2, 1.6 + 0.17 * len(variants)))
     panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for ax, part in zip(panels, parts, strict=True):
-        for number, variant in enumerate(part):
+        # the numbers go on in the next panel, since both share a legend
+        for number, variant in enumerate(part, start=0 if part is parts[0] else len(parts[0])):
             _draw_curve(
                 ax, kind, variant, number, [rows.get(key_of(i, variant), {}) for i in images]
             )
@@ -104,17 +105,17 @@ def curves(
         ax.grid(color="#E0E0E0", linewidth=0.6)
         ax.tick_params(labelsize="small")
         ax.spines[["top", "right"]].set_visible(False)
-    done = "put in" if kind == "insertion" else "taken out"
+    done = "put into a blurred image" if kind == "insertion" else "taken out"
     figure.supxlabel(f"% of the pixels {done}, the map's largest values first", fontsize="small")
     panels[0].set_ylabel("mean score", fontsize="small")
-    figure.suptitle(f"{kind.capitalize()}, with the mean area in %", fontsize="medium")
+    figure.suptitle(f"{kind.capitalize()}, with the area under each curve in %", fontsize="medium")
     if any(ax.lines for ax in panels):
         figure.legend(loc="outside right upper", fontsize="x-small", frameon=False, handlelength=4)
     return figure
 
 
 def _draw_curve(ax: Axes, kind: str, variant: Variant, number: int, found: Sequence[Row]) -> None:
-    """The mean curve of a variant, in a colour and a dash that no other in its panel has."""
+    """The mean curve of a variant, in a colour and a dash that no other has."""
     known = [row for row in found if row.get("status") == "ok" and f"{kind}_curve" in row]
     if not known:
         return

@@ -446,10 +446,10 @@ def _notes(
         f"Judged by the {compared['score']} score of {judged}; hidden pixels {filled}; "
         "maps are enlarged linearly and scaled from minimum to maximum.",
         f"The 95 % interval of a mean is a percentile bootstrap over {drawn}, that of a rate "
-        f"{rates}.",
+        f"{rates}. Where all values are equal, a bootstrap has no width, which is no certainty.",
         *(f"{metric.title}: {metric.meaning}." for metric in metrics.values() if metric.meaning),
         "A larger area alone lowers ADC, so compare maps of similar area.",
-        "The columns flat, not finite and negative count maps, which are part of all means. Failed "
+        "Maps that are flat, not finite or negative are counted, and are part of all means. Failed "
         "images are not.",
         f"Time is the median for one map, without reading and judging, on {compared['device']}, "
         f"{threads} {'thread' if threads == 1 else 'threads'}, batches of "
@@ -460,13 +460,16 @@ def _notes(
             2,
             "Calibrated: each map on the one of a few rising curves behind which the model is "
             "surest of the class, less a price for the area; the order of the pixels stays, and "
-            "with it all that reads only the order.",
+            "with it all that reads only the order. The choice looks at what ADC and PIC measure. "
+            "So compare calibrated numbers with calibrated ones only, and methods with controls of "
+            "a similar area.",
         )
     if any(metric.needs_object for metric in metrics.values()):
         notes.append(
-            "No object counts the images whose object is not in the model's input: the data give "
-            "none, its mask is empty, or the transform cuts it off (the entry object of a row says "
-            "which). They are not part of the metrics that need an object; n is the number that is."
+            "The column no object of summary.md counts the images whose object is not in the "
+            "model's input: the data give none, its mask is empty, or the transform cuts it off "
+            "(the entry object of a row says which). They are not part of the metrics that need an "
+            "object; n is the number that is."
         )
     if prepared.has_random_weights:
         notes.insert(0, "The weights are random, so the numbers mean nothing.")

@@ -116,7 +116,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             _insertion,
             is_curve=True,
             only_order=True,
-            meaning=f"mean score while pixels are put in, {_LARGEST}",
+            meaning=f"mean score while pixels are put into a blurred image, {_LARGEST}",
         ),
         "deletion": Metric(
             "Deletion",

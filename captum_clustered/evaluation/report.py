@@ -308,7 +308,9 @@ def summary_md(report: Report) -> str:
         name = f"*{line.title}*" if line.variant.control else line.title
         judged = str(line.images - line.failed)
         table.append([name, judged, *cells, _time(line.seconds), *map(str, counts)])
-    parts = ["# Summary", _markdown(table), "Controls are in italics."]
+    parts = ["# Summary", _markdown(table)]
+    if any(line.variant.control for line in report.lines):
+        parts.append("Controls are in italics.")
     if report.differences:
         table = [["Method", "minus", *heads]]
         for difference in report.differences:

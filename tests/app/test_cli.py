@@ -645,7 +645,7 @@ def test_colour_map_and_alpha(folder):
     assert record["look"] == {"colormap": "gray", "alpha": 1.0}
     assert 'value="100"' in (folder / "out/cat.html").read_text()
     line = one_error(explain("cat.png", "--colormap", "viridi"))
-    assert "`cmap` must be a colour map of matplotlib" in line
+    assert "`colormap` must be a colour map of matplotlib" in line
     assert "got 'viridi'. Close are: viridis" in line
     assert "`alpha` must lie in [0, 1]; got 2.0." in one_error(explain("cat.png", "--alpha", "2"))
 

@@ -557,6 +557,10 @@ def test_a_failing_image_has_its_reason_and_the_run_goes_on(folder):
     assert result.exit_code == 2, result.output  # as that of explain
     words = "2 images failed: rows.jsonl says why, and --retry-failed tries again"
     assert words in result.stdout
+    assert "  b.png: RuntimeError: too bright\n" in result.stdout
+    summary = Path("out/summary.md").read_text()
+    assert "2 of 8 images failed" in summary
+    assert "italics" not in summary  # there are no controls
     reasons = {row["image"]: row.get("reason") for row in numbers("out")}
     assert reasons["a.png"].startswith("ValueError: image must be in a format that Pillow reads")
     assert reasons["b.png"] == "RuntimeError: too bright"

@@ -1116,12 +1116,13 @@ def test_the_curves_are_means(tmp_path):
 
 
 def test_no_two_of_many_methods_look_alike(tmp_path):
-    variants = [Variant(f"method-{i}") for i in range(12)]
+    variants = [Variant(f"method-{i}", control=i > 8) for i in range(12)]
     rows = {
         key_of("a.png", v): {"status": "ok", "insertion": 50.0, "insertion_curve": [0, 1]}
         for v in variants
     }
-    lines = figures.curves("insertion", rows, ["a.png"], variants).axes[0].lines
+    figure = figures.curves("insertion", rows, ["a.png"], variants)
+    lines = [line for ax in figure.axes for line in ax.lines]
     looks = [(str(line.get_color()), str(line._unscaled_dash_pattern)) for line in lines]
     assert len(set(looks)) == 12
     # up to the number of colours and of dashes, neither is used twice
