@@ -398,17 +398,25 @@ def _fair_line(row: Row, names: Sequence[str]) -> list[str]:
 
 
 def _zoo(found: Mapping[str, Any]) -> list[str]:
-    parts = [
+    words = (
         "Weights are random. *Fast* counts the networks that took the fast path and gave the same "
-        "drops as the full path, *right* those that gave the same drops by either path. *Signed* "
-        "layers have maps with two signs; *by hand* is the error against plain passes with the "
-        "parts of the maps clamped by hand.",
-        _zoo_counts(found["rows"]),
-    ]
+        "drops as the full path, *right* those that gave the same drops by either path."
+    )
+    if _has_parts(found["rows"]):
+        words += (
+            " *Signed* layers have maps with two signs; *by hand* is the error against plain "
+            "passes with the parts of the maps clamped by hand."
+        )
+    parts = [words, _zoo_counts(found["rows"])]
     other = [row for row in found["rows"] if not _is_fast(row)]
     if other:
         parts += ["### What is not fast, or not right", _zoo_reasons(other)]
     return [*parts, "### All networks", _zoo_networks(found["rows"])]
+
+
+def _has_parts(rows: Sequence[Row]) -> bool:
+    """Whether parts were compared; older results have none."""
+    return any(row.get("parts_error") is not None for row in rows)
 
 
 def _is_fast(row: Row) -> bool:
@@ -446,6 +454,7 @@ def _zoo_reasons(rows: Sequence[Row]) -> str:
 
 
 def _zoo_networks(rows: Sequence[Row]) -> str:
+    columns = ["", "layer", "maps", "path", "equal", "error", "in"]
     lines = [
         [
             f"{row['source']} {row['network']}",
@@ -454,13 +463,14 @@ def _zoo_networks(rows: Sequence[Row]) -> str:
             row["replay"] or "",
             row["status"],
             _rounding(row["error"]),
-            "signed" if row.get("signed") else "",
-            _rounding(row.get("parts_error")),
             row["dtype"] or "",
         ]
         for row in rows
     ]
-    columns = ["", "layer", "maps", "path", "equal", "error", "maps are", "by hand", "in"]
+    if _has_parts(rows):
+        columns += ["maps are", "by hand"]
+        for row, line in zip(rows, lines, strict=True):
+            line += ["signed" if row.get("signed") else "", _rounding(row.get("parts_error"))]
     return table(columns, lines, left=5)
 
 

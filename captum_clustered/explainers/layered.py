@@ -217,8 +217,8 @@ class LayerCalibratedCam(LayerExplainer):
        class (:func:`captum_clustered.calibration.calibrate`), which improves the scale of the
        values and leaves their order as it is.
 
-    By default the maps are Grad-CAM at the layer and HiResCAM at the finer one: two passes forth
-    and back. Calibration takes eight passes more. For a model that cannot be differentiated,
+    By default the maps are Grad-CAM at the layer and HiResCAM at the finer one: two passes forward
+    and back. Calibration takes eight forward passes more, and a few for checks. For a model that cannot be differentiated,
     `explainers` names other methods. Where no layer is finer, as in a vision transformer, the
     layer's own map is calibrated.
 
@@ -229,8 +229,8 @@ class LayerCalibratedCam(LayerExplainer):
         forward_func (callable): The model, or a function that runs it, as in Captum.
         layer (nn.Module): The last layer, as for Grad-CAM.
         device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
-        finer_layer (nn.Module, str or None, optional): The finer layer, whose maps lie on axis 1;
-            ``"auto"`` finds it; None for none. Default: ``"auto"``
+        finer_layer (nn.Module, ``"auto"`` or None, optional): The finer layer, whose maps lie on
+            axis 1; ``"auto"`` finds it; None for none. Default: ``"auto"``
         explainers (sequence of callables, optional): What makes the map of the layer, and what
             makes that of the finer layer: factories ``(forward_func, layer, **settings)`` with the
             settings `channel_dim` and `reshape_transform`, such as
