@@ -98,7 +98,9 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _same_dict(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    return _same(now, before) and all(map(operator.is_, now.values(), before.values()))
+    if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):
+        return False
+    return all(map(operator.is_, now, before))
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,12 @@ class Memory:
             else:
                 inside = self._open(value, depth)
                 depth += not isinstance(value, _CONTAINERS)
-            inside = [part for part in inside if type(part) not in ATOMS]
-            empty = [part for part in inside if type(part) in _EMPTIABLE and not part]
-            if empty:
-                self._empty += empty
-                inside = [part for part in inside if type(part) not in _EMPTIABLE or part]
-            found += [(part, depth) for part in inside]
+            for part in inside:  # most are atoms, or empty
+                kind = type(part)
+                if kind in _EMPTIABLE and not part:
+                    self._empty.append(part)
+                elif kind not in ATOMS:
+                    found.append((part, depth))
         self._values.add(tensors)
         self._quiet.add(quiet)
         self._small.add(small)

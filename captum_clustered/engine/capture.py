@@ -312,6 +312,7 @@ class _Recorder:
         self.prefix: list[Call] = []
         self.begun = False
         self.numbers: Counter[nn.Module] = Counter()
+        self.around: dict[nn.Module, bool] = {}
         # one frame per open call: the calls it has finished so far; the first is the caller itself
         self.frames: list[list[Call]] = [[]]
         self.open: list[_Open] = []
@@ -467,4 +468,9 @@ class _Recorder:
             last.lend()
 
     def _has_layer(self, module: nn.Module) -> bool:
-        return any(part is self.io.layer for part in module.modules())
+        """Whether the layer is the module or inside it; found out for all parts at once."""
+        if module not in self.around:
+            self.around[module] = False  # in case it is a part of itself
+            inside = [self._has_layer(part) for part in module.children()]
+            self.around[module] = module is self.io.layer or any(inside)
+        return self.around[module]

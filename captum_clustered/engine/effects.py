@@ -5,6 +5,7 @@ Modules of torch write nothing into themselves in evaluation mode, and are not l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 __all__ = ["Held", "effects", "held"]
 
-_VALUES = (type(None), bool, int, float, str, torch.Size)
+_VALUES = {type(None), bool, int, float, str, torch.Size}
 """Types of attributes that can be set again without the call."""
 
 
@@ -47,14 +48,20 @@ def held(module: nn.Module, count: Callable[[list[Tensor]], list[int | None]]) -
     """
     if type(module).__module__.startswith("torch."):
         return None
-    attributes = dict(module.__dict__)
-    values = attributes.values()
-    containers = [one for one in values if isinstance(one, (dict, list))]
-    full = [(one, _contents(one)) for one in containers if one]
-    empty = [one for one in containers if not one]
-    tensors = [one for one in values if isinstance(one, Tensor)]
-    tensors += module.buffers(recurse=False)
-    return Held(attributes, full, empty, tensors, count(tensors))
+    attributes = module.__dict__.copy()
+    containers, empty, tensors = [], [], []
+    for one in attributes.values():  # this runs for each call of a module, so it is one loop
+        if type(one) in _VALUES:
+            continue
+        if isinstance(one, (dict, list)):
+            if one:
+                containers.append((one, _contents(one)))
+            else:
+                empty.append(one)
+        elif isinstance(one, Tensor):
+            tensors.append(one)
+    tensors += [one for one in attributes["_buffers"].values() if one is not None]
+    return Held(attributes, containers, empty, tensors, count(tensors) if tensors else [])
 
 
 def effects(
@@ -72,11 +79,13 @@ def effects(
     """
     if before is None:
         return {}
-    if count(before.tensors) != before.counts:
+    if any(before.empty) or (before.tensors and count(before.tensors) != before.counts):
         return None
-    if any(before.empty) or not all(_same(_contents(one), old) for one, old in before.containers):
+    if not all(_same(_contents(one), old) for one, old in before.containers):
         return None
     now, old = module.__dict__, before.attributes
+    if len(now) == len(old) and all(map(operator.is_, now.values(), old.values())):
+        return {}
     new = {name: now[name] for name in now if name not in old or old[name] is not now[name]}
     plain = all(type(value) in _VALUES for value in new.values())
     return new if plain and old.keys() <= now.keys() else None
@@ -85,8 +94,8 @@ def effects(
 def _contents(container: Any) -> list[Any]:
     if isinstance(container, list):
         return list(container)
-    return [part for item in container.items() for part in item]
+    return [*container, *container.values()]
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:
-    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+    return len(now) == len(before) and all(map(operator.is_, now, before))

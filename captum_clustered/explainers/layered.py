@@ -218,9 +218,9 @@ class LayerCalibratedCam(LayerExplainer):
        values and leaves their order as it is.
 
     By default the maps are Grad-CAM at the layer and HiResCAM at the finer one: two passes forward
-    and back. Calibration takes eight forward passes more, and a few for checks. For a model that cannot be differentiated,
-    `explainers` names other methods. Where no layer is finer, as in a vision transformer, the
-    layer's own map is calibrated.
+    and back. Calibration takes eight forward passes more, and a few for checks. For a model that
+    cannot be differentiated, `explainers` names other methods. Where no layer is finer, as in a
+    vision transformer, the layer's own map is calibrated.
 
     Unlike the other explainers this returns a map as large as the image, since curves and the
     resizing of a map do not commute.
