@@ -276,7 +276,7 @@ class Mixed:
         taken (frozenset[int] or None): Places of the arguments that have one row for each example;
             None if examples must stay in their batch.
         relied (bool): Whether the model decided by what held for each example so far. Where it
-            holds no longer, a :class:`captum_clustered._copies.Parted` says so.
+            holds no longer, a `Parted` of `_copies` says so.
     """
 
     model: ImageModel
