@@ -65,24 +65,29 @@ def _first_centres(points: Tensor, live: Tensor, draws: Tensor, k: int) -> Tenso
     t = draws.shape[1]
     squares = points.square().sum(2)  # (N, C)
     rows, turned = points.flatten(0, 1), points.transpose(1, 2)  # (N * C, D) and (N, D, C)
-    example = torch.arange(n, device=points.device).unsqueeze(1)
+    example = torch.arange(n, device=points.device)
+    first_row, first_candidate = (c * example).unsqueeze(1), t * example  # of each example
     weights = live  # the first centre is any live map
-    rest = torch.where(live > 0, torch.inf, 0)  # (N, C): squared distance to the nearest centre
-    # Many small steps: new memory for each would take longer than the arithmetic.
+    # (N, 1, C): squared distance to the nearest centre
+    rest = torch.where(live > 0, torch.inf, 0).unsqueeze(1)
+    # Many small steps: new memory for each, and each operation more, would take longer than the
+    # arithmetic.
     distances = points.new_empty(n, t, c)
+    each = distances.view(n * t, 1, c)
     chosen: list[Tensor] = []
-    for uniform in draws:
-        index = _draw(weights, uniform.expand(n, -1)) + c * example  # (N, T), rows of `rows`
-        drawn = rows.index_select(0, index.flatten()).reshape(n, t, d)
+    for step, uniform in enumerate(draws):
+        index = _draw(weights, uniform.expand(n, -1)) + first_row  # (N, T), rows of `rows`
+        drawn = rows.index_select(0, index.flatten()).view(n, t, d)
         # (N, T, C): squared distance of each map from each candidate
         torch.baddbmm(squares.unsqueeze(1), drawn, turned, alpha=-2, out=distances)
         distances += squares.take(index).unsqueeze(2)
-        for _ in range(min(_TAKEN, k - len(chosen)) if chosen else 1):
-            torch.minimum(distances, rest.unsqueeze(1), out=distances)
-            best = distances.sum(2).argmin(1, keepdim=True)  # (N, 1)
-            rest = distances.flatten(0, 1).index_select(0, (best + t * example).flatten())
-            chosen.append(index.gather(1, best))
-        weights = rest.clamp(min=0)  # rounding can leave a negative distance
+        taken: list[Tensor] = []
+        for _ in range(min(_TAKEN, k - 1 - _TAKEN * (step - 1)) if step else 1):
+            torch.minimum(distances, rest, out=distances)
+            taken.append(distances.sum(2).argmin(1) + first_candidate)  # (N,), a row of `each`
+            rest = each.index_select(0, taken[-1])
+        chosen.append(index.take(torch.stack(taken, 1)))  # (N, 1), then (N, 4)
+        weights = rest.squeeze(1).clamp(min=0)  # rounding can leave a negative distance
     return rows.index_select(0, torch.cat(chosen, 1).flatten()).reshape(n, k, d)
 
 
@@ -96,4 +101,8 @@ def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each map, `(N, C)`; |p|² is left out, being equal for all centres."""
     offset = centres.square().sum(2).unsqueeze(1)  # (N, 1, K)
-    return torch.baddbmm(offset, points, centres.transpose(1, 2), alpha=-2).argmin(2)
+    scores = torch.baddbmm(offset, points, centres.transpose(1, 2), alpha=-2)  # (N, C, K)
+    if scores.device.type != "cpu":
+        return scores.argmin(2)
+    # torch takes as long for it as for the product
+    return torch.from_numpy(scores.numpy().argmin(2))

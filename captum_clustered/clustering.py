@@ -224,7 +224,9 @@ class KMeans:
         draws = torch.rand(draws_for(k), generator=generator)
         draws = draws.to(features.device, _at_least_float32(features.dtype))
         lot = max(1, _BYTES // (4 * c * k))
-        return torch.cat([self._fit(part, draws, k) for part in features.split(lot)])
+        with torch.inference_mode():  # many small operations, a tenth of whose time is autograd's
+            labels = [self._fit(part, draws, k) for part in features.split(lot)]
+        return torch.cat(labels)
 
     def _fit(self, features: Tensor, draws: Tensor, k: int) -> Tensor:
         live = alive(features).to(draws.dtype)  # (N, C)

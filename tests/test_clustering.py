@@ -6,6 +6,7 @@ import torch
 from sklearn import cluster as sk
 from sklearn.base import BaseEstimator
 
+from captum_clustered._kmeans import _nearest, draws_for
 from captum_clustered.clustering import (
     CLUSTERERS,
     Agglomerative,
@@ -236,6 +237,54 @@ def test_a_seed_for_a_name():
 def test_the_seed_changes_the_groups_of_kmeans():
     features = torch.rand(1, 200, 20)
     assert not torch.equal(KMeans(20, seed=0)(features), KMeans(20, seed=1)(features))
+
+
+def plain_k_means(points, draws, k, n_iter):
+    """Labels of one example by the words of `KMeans`: a candidate, a centre, a map at a time."""
+    points = points - points.mean(0)
+    centres, rest = [], torch.full((len(points),), torch.inf, dtype=points.dtype)
+    weights = torch.ones_like(rest)
+    for uniform in draws:
+        total = weights.cumsum(0)
+        drawn = [int((total <= u * total[-1]).sum().clamp(max=len(points) - 1)) for u in uniform]
+        distances = [(points - points[i]).square().sum(1) for i in drawn]
+        for _ in range(min(4, k - len(centres)) if centres else 1):
+            left = [float(torch.minimum(rest, one).sum()) for one in distances]
+            best = left.index(min(left))
+            rest = torch.minimum(rest, distances[best])
+            centres.append(points[drawn[best]])
+        weights = rest
+    for step in range(n_iter + 1):
+        labels = torch.stack([(points - centre).square().sum(1) for centre in centres]).argmin(0)
+        if step < n_iter:
+            centres = [
+                points[labels == j].mean(0) if (labels == j).any() else centre
+                for j, centre in enumerate(centres)
+            ]
+    return labels
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6, 9, 16])
+@pytest.mark.parametrize("n_iter", [1, 4])
+def test_kmeans_is_what_its_docstring_says(k, n_iter):
+    features = torch.rand(3, 40, 6, dtype=torch.float64)
+    draws = torch.rand(draws_for(k), generator=torch.Generator().manual_seed(5)).double()
+    found = KMeans(k, n_iter=n_iter, seed=5)(features)
+    for labels, points in zip(found, features, strict=True):
+        assert labels.tolist() == plain_k_means(points, draws, k, n_iter).tolist()
+
+
+def test_of_equally_near_centres_the_first_counts():
+    points = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]])
+    centres = torch.tensor([[[0.0, 1.0], [0.0, -1.0], [2.0, 0.0], [0.0, 1.0]]])
+    assert _nearest(points, centres).tolist() == [[0, 2]]
+
+
+def test_labels_of_kmeans_can_be_used_where_gradients_are_needed():
+    features = torch.rand(1, 6, 2, requires_grad=True)
+    labels = KMeans(2)(features)
+    assert not labels.is_inference()
+    features.sum(2).gather(1, labels).sum().backward()  # autograd keeps the labels
 
 
 def test_large_batches_are_clustered_in_lots(monkeypatch):
