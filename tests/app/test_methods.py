@@ -1,0 +1,103 @@
+"""Several methods side by side, from the registry and from outside."""
+
+import json
+import re
+
+import numpy as np
+from PIL import Image
+
+from captum_clustered.methods import METHODS
+from command_line import explain, load_net, one_error
+
+
+def test_several_methods_stand_side_by_side(folder):
+    result = explain(
+        "cat.png", "--method", "clustered-cam,grad-cam", "--method", "fake-cam", "--clusters", "3"
+    )
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (folder / "out").iterdir()}
+    methods = ("clustered-cam", "grad-cam", "fake-cam")
+    endings = ("overlay.png", "heatmap.npy", "map.npy", "json")
+    expected = {f"cat.{method}.{ending}" for method in methods for ending in endings}
+    assert names == expected | {"cat.overlay.png", "cat.json"}
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == list(methods)
+    assert record["methods"]["grad-cam"]["files"]["heatmap"] == "cat.grad-cam.heatmap.npy"
+    assert record["methods"]["clustered-cam"]["settings"]["clusters"] == 3
+    assert record["methods"]["grad-cam"]["seconds"]["explain"] > 0
+    own = json.loads((folder / "out/cat.clustered-cam.json").read_text())
+    assert len(own["groups"]) == 3
+    assert own["target"] == record["target"]
+    widths = {}
+    for stem in ("cat", "cat.fake-cam"):
+        with Image.open(f"out/{stem}.overlay.png") as picture:
+            widths[stem] = picture.width
+    assert widths["cat"] > 1.5 * widths["cat.fake-cam"]
+
+
+def test_every_method_of_the_registry_can_be_drawn(folder):
+    result = explain("cat.png", "--method", ",".join(METHODS), "--clusters", "2")
+    assert result.exit_code == 0, result.output
+    assert set(json.loads((folder / "out/cat.json").read_text())["methods"]) == set(METHODS)
+
+
+def test_variants_of_one_method_have_files_of_their_own(folder):
+    options = ["--clusters", "2,3", "--weighting", "drop", "--method", "clustered-cam,grad-cam"]
+    assert explain("cat.png", *options).exit_code == 0
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == ["clustered-cam-K2-drop", "clustered-cam-K3-drop", "grad-cam"]
+    assert (folder / "out/cat.clustered-cam-K3-drop.map.npy").is_file()
+
+
+def test_each_method_keeps_its_own_clusterer(folder):
+    assert explain("cat.png", "--method", "clustered-score-cam").exit_code == 0
+    own = json.loads((folder / "out/cat.json").read_text())["settings"]
+    assert own["clusterer_settings"].startswith("Agglomerative(")
+    assert (
+        explain("cat.png", "--method", "clustered-score-cam", "--clusterer", "kmeans").exit_code
+        == 0
+    )
+    named = json.loads((folder / "out/cat.json").read_text())["settings"]
+    assert named["clusterer_settings"].startswith("KMeans(")
+    assert own["clusters"] == named["clusters"]
+
+
+def test_a_method_from_outside(folder):
+    (folder / "mine.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, model, layer):\n"
+        "        self.layer = layer\n"
+        "    def attribute(self, inputs, target):\n"
+        "        return self.layer(inputs)[:, :1]\n"
+        "class Bad(Mine):\n"
+        "    def attribute(self, inputs, target):\n"
+        "        return 1 / 0\n"
+    )
+    result = explain("cat.png", "--method", "mine:Mine,captum.attr:LayerGradCam")
+    assert result.exit_code == 0, result.output
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert list(record["methods"]) == ["mine-Mine", "captum.attr-LayerGradCam"]
+    loaded = load_net(folder)
+    maps = loaded.model.features(loaded.transform(Image.open("cat.png"))[None])
+    np.testing.assert_allclose(
+        np.load("out/cat.mine-Mine.map.npy"), maps[0, 0].detach(), rtol=1e-5, atol=1e-6
+    )
+    line = one_error(explain("cat.png", "--method", "mine:Bad"))
+    words = "ZeroDivisionError: division by zero; mine.py:8"
+    assert line == f"cat.png: `method` mine:Bad failed ({words})."
+
+
+def test_a_page_of_a_clusterer_without_a_number(folder):
+    result = explain("cat.png", "--html", "--clusterer", "every-map")
+    assert result.exit_code == 0, result.output
+    data = re.search(r'id="data">(.*?)</script>', (folder / "out/cat.html").read_text(), re.DOTALL)
+    levels = json.loads(data.group(1))["levels"]
+    assert [len(level["groups"]) for level in levels] == [12]
+    assert "clusters" not in json.loads((folder / "out/cat.json").read_text())["settings"]
+
+
+def test_the_page_says_which_methods_it_does_not_show(folder):
+    result = explain("cat.png", "--html", "--method", "grad-cam,clustered-cam", "--clusters", "4")
+    assert result.exit_code == 0, result.output
+    page = (folder / "out/cat.html").read_text()
+    assert "This page shows Clustered-CAM; cat.overlay.png also shows Grad-CAM." in page
