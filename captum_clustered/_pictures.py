@@ -140,15 +140,14 @@ def summary(counts: dict[str, int], n_groups: int, n_shown: int) -> str:
         n_shown (int): How many of them are shown, those with the largest drops.
 
     Returns:
-        *str*: Such as ``"9 maps in 4 groups, all shown; 2 dead"``.
+        *str*: Such as ``"9 maps in 4 groups, all shown; 2 dead (zero everywhere)"``.
     """
     which = "all shown"
     if n_shown < n_groups:
         which = f"the {n_shown} with the largest drops shown"
-    words = [
-        f"{counted(counts['maps'], 'map')} in {counted(n_groups, 'group')}, {which}",
-        f"{counts['dead_maps']} dead",
-    ]
+    words = [f"{counted(counts['maps'], 'map')} in {counted(n_groups, 'group')}, {which}"]
+    if counts["dead_maps"]:
+        words.append(f"{counts['dead_maps']} dead (zero everywhere)")
     if counts["maps_in_no_group"]:
         words.append(f"{counts['maps_in_no_group']} in no group")
     return "; ".join(words)
@@ -212,7 +211,10 @@ def add_colour_bar(figure: Figure, axes: Sequence[Axes], cmap: str, alpha: float
     colours = (1 - alpha) * 0.5 + alpha * coloured(np.linspace(0, 1, 256), cmap)
     scale = ScalarMappable(cmap=ListedColormap(colours))
     scale.set_clim(0, 1)
-    bar = figure.colorbar(scale, ax=list(axes), shrink=0.8, aspect=22, pad=0.01, ticks=[0, 0.5, 1])
+    slim = max(22, 5.4 * figure.get_figheight())  # as wide beside many rows as beside one
+    bar = figure.colorbar(
+        scale, ax=list(axes), shrink=0.8, aspect=slim, pad=0.01, ticks=[0, 0.5, 1]
+    )
     bar.ax.tick_params(labelsize="small")
     bar.outline.set_visible(False)
 
@@ -353,7 +355,9 @@ def compare(
     height, width = images[0].shape[:2]
     n_panels = 1 + len(rows)
     size = PANEL * (1 if len(images) == 1 else 0.8)
-    figure = new_figure(0.7 + size * n_panels, 0.9 + (size * height / width + 0.25) * len(images))
+    lines = max((label.count("\n") for label in labels or ()), default=0)
+    row = size * height / width + 0.25 + 0.2 * lines
+    figure = new_figure(0.7 + size * n_panels, 0.9 + row * len(images))
     grid = figure.subplots(len(images), n_panels, squeeze=False)
     for i, (one, axes) in enumerate(zip(images, grid, strict=True)):
         score = None if scores is None else scores[i]

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "describe", "groups", "overlay", "plain", "sweep", "to_captum"]
 
+_KEY = "each picture: the mean of a group's maps, its colours from the lower number to the higher"
 _TRACE = 1e-4  # of the largest value: what Captum can still divide by without a warning
 
 
@@ -117,6 +118,8 @@ def groups(
     lines = [title] if title else []
     lines.append(summary(result.counts(example), len(found), len(shown)))
     figure.suptitle("\n".join(lines))
+    if shown:
+        figure.supxlabel(_KEY, fontsize="small")
     return figure
 
 
@@ -149,7 +152,7 @@ def _show_group(
         picture = coloured(heatmap, cmap)
     else:
         picture = overlay(image, heatmap, cmap=cmap, alpha=alpha)
-    note = describe(heatmap) or f"mean {mean.min():.2g} to {mean.max():.2g}"
+    note = describe(heatmap) or f"mean activation {mean.min():.2g} to {mean.max():.2g}"
     show_picture(ax, picture, f"{place}: {group.words}", note)
 
 
@@ -322,5 +325,5 @@ def _bars(ax: Axes, drops: list[float], score: float) -> None:
     ax.tick_params(axis="y", length=0)
     ax.tick_params(labelsize="small")
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
-    ax.set_title(f"drop of the score, of {score:.3g}", fontsize="medium")
+    ax.set_title(f"how far the score of {score:.3g} drops", fontsize="medium")
     ax.set_xlabel("when the group is switched off\n(negative: the score rises)", fontsize="small")

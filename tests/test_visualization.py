@@ -227,10 +227,10 @@ def test_the_groups_with_the_largest_drops_are_shown_first():
     assert [round(bar.get_width(), 4) for bar in bars.patches] == [1, -11]
     assert [text.get_text() for text in bars.texts] == ["+1", "-11"]
     assert bars.get_title() == "drop of the score, of -10"
-    assert figure.get_suptitle() == "daisy\n5 maps in 2 groups, all shown; 1 dead"
+    assert figure.get_suptitle() == "daisy\n5 maps in 2 groups, all shown; 1 dead (zero everywhere)"
     # the mean of the maps with 2, 3 and 4 at their own places, from 0 to (2 + 4) / 3
-    assert second.get_xlabel() == "mean 0 to 2"
-    assert first.get_xlabel() == "mean 0 to 1"
+    assert second.get_xlabel() == "mean activation 0 to 2"
+    assert first.get_xlabel() == "mean activation 0 to 1"
 
 
 def test_groups_show_where_the_group_responds():
@@ -256,7 +256,7 @@ def test_no_more_groups_than_asked_for():
     assert len(figure.axes) == 3
     assert [text.get_text() for text in figure.axes[-1].texts] == ["+9", "+1"]
     assert figure.get_suptitle() == (
-        "4 maps in 3 groups, the 2 with the largest drops shown; 0 dead; 1 in no group"
+        "4 maps in 3 groups, the 2 with the largest drops shown; 1 in no group"
     )
 
 
@@ -296,7 +296,7 @@ def test_groups_of_dead_or_broken_maps_are_no_error(fill):
     figure = groups(cam.explain(torch.full((1, 3, 2, 2), fill), target=0))
     assert _drawn(figure).size
     if fill == 0:
-        assert figure.get_suptitle() == "3 maps in 0 groups, all shown; 3 dead"
+        assert figure.get_suptitle() == "3 maps in 0 groups, all shown; 3 dead (zero everywhere)"
     else:
         assert figure.axes[0].get_xlabel() == "no map: every value is NaN"
 

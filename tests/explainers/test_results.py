@@ -449,7 +449,7 @@ def test_a_notebook_shows_the_map_and_the_groups_and_loads_nothing():
     }
     text = " | ".join(part.strip() for part in page.text if part.strip())
     assert text.startswith("ClusteredAttribution, example 0 of 2 | 0 | 4 | score 8; 5 maps in 2 gr")
-    assert "all shown; 1 dead; 1 in no group" in text
+    assert "all shown; 1 dead (zero everywhere); 1 in no group" in text
     assert "| 1 | +3 | 0.5 | 2 | -1 | -0.25" in text  # maps, drop, weight; the largest drop first
     assert len(page.addresses) == 4  # map, scale, two groups
 
@@ -469,7 +469,7 @@ def test_a_notebook_shows_the_eight_groups_with_the_largest_drops():
     ten["valid"] = torch.ones(1, 10, dtype=torch.bool)
     result = _result(attributions=torch.rand(1, 1, 2, 2), **fields, **ten)
     page = result._repr_html_()
-    assert "10 maps in 10 groups, the 8 with the largest drops shown; 0 dead" in page
+    assert "10 maps in 10 groups, the 8 with the largest drops shown" in page
     assert page.count("<tr>") == 9
     assert "example" not in page
 
