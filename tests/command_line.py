@@ -108,10 +108,10 @@ def explain(*arguments, model="nets:net", out="out"):
     return run("explain", "--model", model, "--out", out, *arguments)
 
 
-def load_net(folder):
+def load_net(folder, name="nets:net"):
     sys.path.insert(0, str(folder))
     try:
-        return load("nets:net")
+        return load(name)
     finally:
         sys.path.remove(str(folder))
 

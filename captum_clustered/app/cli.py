@@ -47,13 +47,21 @@ _Method = Annotated[
         "Repeat it, or separate several by commas.",
     ),
 ]
-_Layer = Annotated[str, typer.Option(metavar="NAME", help="Dotted name of the layer, or auto.")]
+_Layer = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME",
+        help="Dotted name of the layer, or auto. explain takes several: repeat it, or separate "
+        "them by commas.",
+    ),
+]
 _Clusters = Annotated[
     list[str],
     typer.Option(
         metavar="K",
-        help="Number of groups, for all methods that take one; several are compared. Without it, "
-        "each method's own.",
+        help="Number of groups, for all methods that take one; several are compared. auto chooses "
+        "it for each image, where a tree of the maps (agglomerative) has its largest gap. Without "
+        "it, each method's own.",
         show_default=False,
     ),
 ]
@@ -249,7 +257,7 @@ def explain(
     images: _Images,
     model: _Model,
     method: _Method = ["clustered-cam"],  # noqa: B006 (typer copies it)
-    layer: _Layer = "auto",
+    layer: _Layer = ["auto"],  # noqa: B006
     target: _Target = ["predicted"],  # noqa: B006
     clusters: _Clusters = [],  # noqa: B006
     clusterer: _Clusterer = "own",
@@ -275,13 +283,14 @@ def explain(
 
     For each IMAGE the folder --out gets STEM.overlay.png, STEM.heatmap.npy (the map in [0, 1], as
     large as what the model sees of the image), STEM.map.npy (the same before it was enlarged and
-    scaled) and STEM.json (settings, versions, score, groups, timings). With several methods the
-    overlay shows them side by side, STEM.json lists them, and each has its own files
-    STEM.METHOD.heatmap.npy, STEM.METHOD.map.npy and so on. With --html there is also STEM.html, a
-    page about the groups, and with --dicom STEM.overlay.dcm. If --out has results of another image
-    of that name, STEM gets a number. An image that cannot be explained is reported and left out;
-    the exit code is then 2. What a DICOM file says of patient and study is written nowhere unless
-    --dicom-identifiers asks for it.
+    scaled) and STEM.json (settings, versions, score, groups, timings). With several methods, layers
+    or classes the overlay shows them side by side, STEM.json lists them, and each has its own files
+    STEM.METHOD.LAYER.classN.heatmap.npy and so on, of which only the parts that differ are named.
+    With --html there is also STEM.html, a page about the groups (of the other layers and classes
+    STEM.LAYER.classN.html), and with --dicom STEM.overlay.dcm. If --out has results of another
+    image of that name, STEM gets a number. An image that cannot be explained is reported and left
+    out; the exit code is then 2. What a DICOM file says of patient and study is written nowhere
+    unless --dicom-identifiers asks for it.
     """
     from captum_clustered.app import errors
 
@@ -293,7 +302,7 @@ def explain(
         choices = Choices(
             model=model,
             methods=listed(method),
-            layer=layer,
+            layer=listed(layer),
             target=classes(target),
             clusters=numbers(clusters),
             clusterer=clusterer,
@@ -325,7 +334,7 @@ def evaluate(
     data: _Data,
     model: _Model,
     method: _Method = ["clustered-cam"],  # noqa: B006
-    layer: _Layer = "auto",
+    layer: _Layer = ["auto"],  # noqa: B006
     target: _Target = ["predicted"],  # noqa: B006
     clusters: _Clusters = [],  # noqa: B006
     clusterer: _Clusterer = "own",
@@ -368,7 +377,7 @@ def evaluate(
             data=data,
             model=model,
             methods=listed(method),
-            layer=layer,
+            layer=listed(layer),
             target=classes(target),
             clusters=numbers(clusters),
             clusterer=clusterer,

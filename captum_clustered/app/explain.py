@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captum_clustered._files import digest_of, make_folder, require
 from captum_clustered._pictures import check_look, counted
+from captum_clustered.app.alike import Alike, alike
 from captum_clustered.app.errors import USER_ERROR, is_the_users, one_line, report, say
 from captum_clustered.app.levels import highest_classes, other_levels, shown_on_page
 from captum_clustered.app.records import (
@@ -33,7 +34,7 @@ from captum_clustered.app.write import Output, write_explanation
 from captum_clustered.evaluation.images import image_files
 from captum_clustered.evaluation.job import find_methods, prepare_choices
 from captum_clustered.evaluation.plan import TOP, Choices
-from captum_clustered.evaluation.rows import OWN, Variant, title_of
+from captum_clustered.evaluation.rows import AUTO, OWN, Variant, title_of
 from captum_clustered.evaluation.variants import AnyMethod, make_explainer, named, variants
 from captum_clustered.explainers.ablation import ClusteredLayerAblation
 from captum_clustered.explainers.results import Attribution, ClusteredAttribution
@@ -145,7 +146,10 @@ def _each(
                 report(line if str(path) in line else f"{path}: {line}")
             else:
                 page = f" and {out / stem}.html" if output.html else ""
-                say(f"{path}: {explanation.title}, see {overlay}{page}")
+                words = [explanation.title, *explanation.groups]
+                say(f"{path}: {'; '.join(words)}, see {overlay}{page}")
+                for line in explanation.notes:
+                    report(f"{path}: {line}", "note")
             finally:
                 bar.update()
     if there:
@@ -156,9 +160,7 @@ def _each(
 def _is_free(explainer: Explainer, path: Path, name: str) -> bool:
     """Whether the results of an image may have a name: no other image's files have it."""
     out = explainer.choices.out
-    panels = explainer.panels
-    several = [f"{name}.{panel.name}" for panel in panels] if len(panels) > 1 else []
-    records = [out / f"{stem}.json" for stem in (name, *several)]
+    records = [out / file for file in _records(explainer, name)]
     if not any(record.exists() for record in records):
         return True
     try:
@@ -171,26 +173,49 @@ def _is_free(explainer: Explainer, path: Path, name: str) -> bool:
     return free
 
 
+def _records(explainer: Explainer, name: str) -> list[str]:
+    """The records that the results of that name may have; of its classes, those that are there."""
+    panels, targets, out = explainer.panels, explainer.targets, explainer.choices.out
+    several = [f".{panel.name}" for panel in panels] if len(panels) > 1 else []
+    found = [f"{name}{part}.json" for part in ("", *several)]
+    if len(targets) > 1 or any(str(target).startswith(TOP) for target in targets):
+        begin = rf"{re.escape(name)}({'|'.join(map(re.escape, several))})"
+        own = re.compile(rf"{begin}\.class\d+\.json")
+        found += [file.name for file in out.iterdir() if own.fullmatch(file.name)]
+    return found
+
+
 # --- what is found out ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A variant of a method, ready for images.
+    """A variant of a method at a layer, ready for images.
 
     Attributes:
         variant (Variant): Which.
         method (AnyMethod): From the registry or from outside.
         explainer (LayerAttribution): What the method made.
+        prepared (Prepared): The model with this layer.
         name (str): Part of the files' names.
-        title (str): Stands above its heat map.
+        method_title (str): The variant in words.
+        layer_title (str): The layer in words; empty where there is one layer only.
+        layer_name (str): The layer as part of the files' names; empty where there is one only.
     """
 
     variant: Variant
     method: AnyMethod
     explainer: Any
+    prepared: Prepared
     name: str
-    title: str
+    method_title: str
+    layer_title: str = ""
+    layer_name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Variant and layer in words."""
+        return " at ".join(part for part in (self.method_title, self.layer_title) if part)
 
     @property
     def has_groups(self) -> bool:
@@ -200,12 +225,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Explainer:
-    """A model, its layer, methods and a class, ready for images.
+    """A model, its layers, methods and classes, ready for images.
 
     Attributes:
         choices (Choices): What it was made from.
-        prepared (Prepared): The model with its layer.
-        panels (tuple[Panel, ...]): The methods that stand side by side.
+        prepared (Prepared): The model with its first layer.
+        panels (tuple[Panel, ...]): The methods that stand side by side, layer by layer.
         targets (tuple[int or str, ...]): The classes: an index, ``"predicted"``, or ``"top:N"``
             for the N highest.
     """
@@ -214,6 +239,11 @@ class Explainer:
     prepared: Prepared
     panels: tuple[Panel, ...]
     targets: tuple[int | str, ...]
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether there are several layers."""
+        return bool(self.panels[0].layer_title)
 
 
 @dataclass(frozen=True)
@@ -234,10 +264,15 @@ class Explained:
     heatmap: np.ndarray
     record: dict[str, Any]
 
+    @property
+    def key(self) -> tuple[int, str]:
+        """Class and layer: what a page is about."""
+        return self.target, self.panel.layer_title
+
 
 @dataclass(frozen=True)
 class Page:
-    """What the page of one class shows.
+    """What the page of one class and layer shows.
 
     Attributes:
         shown (Explained): Clustered-CAM, or the first method with groups.
@@ -264,7 +299,9 @@ class Explanation:
         picture (Picture): The content of the file.
         path (Path): The file.
         frame (int): The frame of a DICOM file.
-        pages (tuple[Page, ...]): One for each class, if pages are wanted.
+        pages (tuple[Page, ...]): One for each class and layer, if pages are wanted.
+        alike (tuple[Alike, ...]): Classes whose maps are nearly the same.
+        names (mapping): From each class to its name and index.
     """
 
     image: np.ndarray
@@ -275,11 +312,32 @@ class Explanation:
     path: Path
     frame: int = 1
     pages: tuple[Page, ...] = ()
+    alike: tuple[Alike, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """All classes in a line."""
         return "; ".join(self.titles.values())
+
+    @property
+    def groups(self) -> list[str]:
+        """The numbers of groups that were chosen for this image, in words."""
+        chosen = {
+            one.panel.title: one.record["clusters_chosen"]
+            for one in self.found
+            if "clusters_chosen" in one.record
+        }
+        alone = len({one.panel.name for one in self.found}) == 1
+        return [
+            f"{counted(number, 'group')}{'' if alone else f' for {title}'}"
+            for title, number in chosen.items()
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What one must know to read the maps."""
+        return [one.words(self.names) for one in self.alike]
 
 
 def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explainer:
@@ -306,13 +364,28 @@ def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explaine
     prepared = prepare_choices(choices, images, find_device(choices.device))
     targets = tuple(_target(prepared, word) for word in choices.targets)
     mask_fill = None if choices.mask_fill == OWN else prepared.fill(choices.mask_fill, "mask_fill")
+    places = {_layer_names(prepared): prepared}
+    for layer in choices.layers[1:]:
+        there = prepared.at(layer)
+        places.setdefault(_layer_names(there), there)
     panels = []
-    for v in wanted:
-        method = methods[v.method]
-        explainer = make_explainer(
-            v, method, prepared, clusterer=choices.clusterer, seed=choices.seed, mask_fill=mask_fill
-        )
-        panels.append(Panel(v, method, explainer, *_names(v, wanted)))
+    for (layer_name, layer_title), there in places.items():
+        for v in wanted:
+            method = methods[v.method]
+            explainer = make_explainer(
+                v,
+                method,
+                there,
+                clusterer=choices.clusterer,
+                seed=choices.seed,
+                mask_fill=mask_fill,
+            )
+            name, title = _names(v, wanted)
+            panel = Panel(v, method, explainer, there, name, title)
+            if len(places) > 1:
+                name = layer_name if len(wanted) == 1 else f"{name}.{layer_name}"
+                panel = replace(panel, name=name, layer_title=layer_title, layer_name=layer_name)
+            panels.append(panel)
     if choices.html and not any(panel.has_groups for panel in panels):
         raise ValueError(
             "`html` must come with a method whose groups can be shown, such as clustered-cam; got "
@@ -352,8 +425,19 @@ def _names(variant: Variant, all_variants: Sequence[Variant]) -> tuple[str, str]
     """Of a variant, what the files and the picture call it; a method's name where that will do."""
     alone = sum(other.method == variant.method for other in all_variants) == 1
     shown = Variant(variant.method) if alone else variant
-    name = re.sub(r"[^\w.-]+", "-", str(shown).replace("=", ""))
-    return name, title_of(shown)
+    return _file_part(str(shown).replace("=", "")), title_of(shown)
+
+
+def _layer_names(prepared: Prepared) -> tuple[str, str]:
+    """Of a layer, what the files and the picture call it."""
+    layer = prepared.layer
+    if layer.at_input:
+        return f"{_file_part(layer.name)}.input", f"the input of {layer.name}"
+    return _file_part(layer.name), layer.name
+
+
+def _file_part(words: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", words)
 
 
 def explain_image(explainer: Explainer, path: Path, *, levels: bool = False) -> Explanation:
@@ -387,6 +471,7 @@ def explain_image(explainer: Explainer, path: Path, *, levels: bool = False) -> 
         _explained(explainer, panel, x, target) for target in targets for panel in explainer.panels
     )
     described = [describe_class(prepared, scores, target) for target in targets]
+    same = tuple(alike(found))
     record = {
         "image": name_of(path),
         "image_digest": digest_of(path),
@@ -395,6 +480,7 @@ def explain_image(explainer: Explainer, path: Path, *, levels: bool = False) -> 
         "settings": settings_of(explainer),
         "versions": versions(),
         **({"target": described[0]} if len(described) == 1 else {"targets": described}),
+        **({"alike": [one.record for one in same]} if len(targets) > 1 else {}),
         "seconds": seconds,
     }
     return Explanation(
@@ -405,7 +491,11 @@ def explain_image(explainer: Explainer, path: Path, *, levels: bool = False) -> 
         picture=picture,
         path=path,
         frame=frame,
-        pages=tuple(_pages(prepared, found, x, scores)) if levels else (),
+        pages=tuple(_pages(found, x, scores)) if levels else (),
+        alike=same,
+        names={
+            target: f"{prepared.class_name(target) or 'class'} ({target})" for target in targets
+        },
     )
 
 
@@ -424,7 +514,7 @@ def _check_finite(x: Tensor, scores: Tensor) -> None:
 
 
 def _explained(explainer: Explainer, panel: Panel, x: Tensor, target: int) -> Explained:
-    at_input = {"attribute_to_layer_input": True} if explainer.prepared.layer.at_input else {}
+    at_input = {"attribute_to_layer_input": True} if panel.prepared.layer.at_input else {}
     begin = time.perf_counter()
     with named(panel.method):
         if hasattr(panel.explainer, "explain"):
@@ -432,23 +522,24 @@ def _explained(explainer: Explainer, panel: Panel, x: Tensor, target: int) -> Ex
         else:
             result = Attribution(panel.explainer.attribute(x, target=target, **at_input))
     heat = spatial(result.attributions, x)
-    record = {
+    record: dict[str, Any] = {
         "settings": own_settings_of(explainer, panel),
         "seconds": {"explain": time.perf_counter() - begin},
     }
+    if panel.variant.clusters == AUTO and isinstance(getattr(result, "valid", None), Tensor):
+        record["clusters_chosen"] = int(result.valid[0].sum())
     heatmap = scaled(heat[0, 0], x.shape[2:]).numpy()
     return Explained(panel, target, result, heatmap, record)
 
 
-def _pages(
-    prepared: Prepared, found: Sequence[Explained], x: Tensor, scores: Tensor
-) -> Iterator[Page]:
-    """A page for each class."""
-    for target in dict.fromkeys(one.target for one in found):
-        shown = shown_on_page([one for one in found if one.target == target])
+def _pages(found: Sequence[Explained], x: Tensor, scores: Tensor) -> Iterator[Page]:
+    """A page for each class and layer."""
+    for key in dict.fromkeys(one.key for one in found):
+        shown = shown_on_page([one for one in found if one.key == key])
         if shown is not None:
-            level, by_level = other_levels(prepared, shown, x, target)
-            yield Page(shown, by_level, level, highest_classes(prepared, scores, target))
+            level, by_level = other_levels(shown, x)
+            classes = highest_classes(shown.panel.prepared, scores, shown.target)
+            yield Page(shown, by_level, level, classes)
 
 
 def spatial(attributions: Any, x: Tensor) -> Tensor:

@@ -30,35 +30,42 @@ def shown_on_page(found: Sequence[Explained]) -> Explained | None:
     return grouped[0] if grouped else None
 
 
-def other_levels(
-    prepared: Prepared, shown: Explained, x: Tensor, target: int
-) -> tuple[int, dict[int, ClusteredAttribution]]:
-    """The number of groups that was asked for, and results by number of groups.
+def other_levels(shown: Explained, x: Tensor) -> tuple[int, dict[int, ClusteredAttribution]]:
+    """The number of groups that was asked for or chosen, and results by number of groups.
 
     With other numbers of groups the tree of an agglomerative clusterer is cut again; other
     clusterers run again.
     """
-    panel, result = shown.panel, shown.result
+    panel, result, prepared = shown.panel, shown.result, shown.panel.prepared
     assert isinstance(result, ClusteredAttribution)  # for the type checker
     clusterer: Any = panel.explainer.clusterer
     varies = is_dataclass(clusterer) and "n_clusters" in {f.name for f in fields(clusterer)}
-    chosen = clusterer.n_clusters if varies else int(result.valid[0].sum())
+    asked = clusterer.n_clusters if varies else None
+    chosen = asked if isinstance(asked, int) else int(result.valid[0].sum())
     by_level = {chosen: result}
-    maps = result.activations
-    if not varies or not isinstance(chosen, int) or not isinstance(maps, Tensor):
+    parts = result.parts
+    if not varies or not isinstance(parts, Tensor):
         return chosen, by_level
-    n_live = int((maps[0].flatten(1) != 0).any(1).sum())
-    tree = clusterer.tree(maps.flatten(2)) if isinstance(clusterer, Agglomerative) else None
+    n_live = int((parts[0].flatten(1) != 0).any(1).sum())
+    tree = clusterer.tree(parts.flatten(2)) if isinstance(clusterer, Agglomerative) else None
     for k in _LEVELS:
         if k <= max(chosen, 64) and k < n_live and k != chosen:
             cam = prepared.explainer(
                 ClusteredLayerAblation,
-                clusterer=replace(clusterer, n_clusters=k) if tree is None else tree.cut(k),
+                clusterer=_counting(clusterer, k) if tree is None else tree.cut(k),
                 weighting=panel.explainer.weighting,
             )
             at_input = prepared.layer.at_input
-            by_level[k] = cam.explain(x, target, attribute_to_layer_input=at_input)
+            by_level[k] = cam.explain(x, shown.target, attribute_to_layer_input=at_input)
     return chosen, by_level
+
+
+def _counting(clusterer: Any, k: int) -> Any:
+    """The same clusterer with another number of groups; of random groups, that of their model."""
+    like = getattr(clusterer, "like", None)
+    if like is not None:
+        return replace(clusterer, like=replace(like, n_clusters=k))
+    return replace(clusterer, n_clusters=k)
 
 
 def highest_classes(prepared: Prepared, scores: Tensor, target: int) -> tuple[ClassScore, ...]:

@@ -64,14 +64,13 @@ def settings_of(explainer: Explainer) -> dict[str, Any]:
     """The settings that all methods share."""
     choices, prepared = explainer.choices, explainer.prepared
     asked, targets = choices.targets, explainer.targets
+    layers = choices.layers
     return {
         "model": prepared.loaded.name,
         "weights": prepared.loaded.weights,
         "checkpoint": None if choices.checkpoint is None else str(choices.checkpoint),
-        "layer_asked_for": choices.layer,
-        "layer": prepared.layer.name,
-        "attribute_to_layer_input": prepared.layer.at_input,
-        "channel_dim": prepared.layer.channel_dim,
+        "layer_asked_for": layers[0] if len(layers) == 1 else list(layers),
+        **({} if explainer.has_layers else _layer_settings(prepared)),
         "target_asked_for": asked[0] if len(asked) == 1 else list(asked),
         "target": targets[0] if len(targets) == 1 else list(targets),
         "mask_fill": choices.mask_fill,
@@ -81,9 +80,19 @@ def settings_of(explainer: Explainer) -> dict[str, Any]:
     }
 
 
+def _layer_settings(prepared: Prepared) -> dict[str, Any]:
+    return {
+        "layer": prepared.layer.name,
+        "attribute_to_layer_input": prepared.layer.at_input,
+        "channel_dim": prepared.layer.channel_dim,
+    }
+
+
 def own_settings_of(explainer: Explainer, panel: Panel) -> dict[str, Any]:
-    """The settings of one method."""
+    """The settings of one method, and of the layer where there are several."""
     settings: dict[str, Any] = {"method": panel.variant.method}
+    if explainer.has_layers:
+        settings |= _layer_settings(panel.prepared)
     if panel.variant.clusters is not None:
         settings["clusters"] = panel.variant.clusters
     if panel.variant.weighting is not None:

@@ -67,9 +67,9 @@ def write_explanation(
 
     With one method and class these are what
     :meth:`captum_clustered.explainers.results.Attribution.save` writes under the name ``STEM``.
-    With several, each has these files under a name of its own, such as ``STEM.METHOD`` or
-    ``STEM.METHOD.class7``; ``STEM.overlay.png`` shows all side by side, and ``STEM.json`` lists
-    them.
+    With several methods, layers or classes, each map has these files under a name of its own, such
+    as ``STEM.METHOD.LAYER.class7``, of which only the parts that differ are named;
+    ``STEM.overlay.png`` shows all side by side, and ``STEM.json`` lists them.
 
     Args:
         explanation (Explanation): From :func:`captum_clustered.app.explain.explain_image`.
@@ -126,8 +126,8 @@ class _Writing:
     def _name(self, one: Explained) -> str:
         """What tells the files of one heat map from those of the others."""
         several_classes = len(self.explanation.titles) > 1
-        several_methods = len(self.explanation.found) > len(self.explanation.titles)
-        parts = [one.panel.name] if several_methods or not several_classes else []
+        several_panels = len(self.explanation.found) > len(self.explanation.titles)
+        parts = [one.panel.name] if several_panels or not several_classes else []
         return ".".join([*parts, f"class{one.target}"] if several_classes else parts)
 
     def _save(self, one: Explained, name: str, title: str, more: dict[str, str]) -> dict[str, str]:
@@ -144,6 +144,7 @@ class _Writing:
             title=title,
             record={
                 **self.explanation.record,
+                **one.record,
                 **merged,
                 "look": self.output.look,
                 "files": more,
@@ -187,24 +188,33 @@ class _Writing:
         return image[best], one.heatmap[best]
 
     def _side_by_side(self) -> Figure:
-        """Methods in columns, and classes in rows."""
+        """Methods in columns, layers and classes in rows; of one method, layers in columns."""
         titles, found = self.explanation.titles, self.explanation.found
+        one_method = len({one.panel.method_title for one in found}) == 1
+        has_layers = bool(found[0].panel.layer_title)
         where = ""
         if self.explanation.image.ndim == 4:
             best = busiest(found[0].heatmap)
             where = f"slice {best + 1} of {len(self.explanation.image)}"
         image = self._flat(found[0])[0]
         maps: dict[str, list[np.ndarray]] = {}
+        rows: dict[tuple[int, str], str] = {}
         for one in found:
-            maps.setdefault(one.panel.title, []).append(self._flat(one)[1])
+            panel = one.panel
+            label = [titles[one.target].replace(", ", "\n", 1)] if len(titles) > 1 else []
+            if has_layers and one_method:
+                rows[one.target, ""] = "\n".join(label)
+                column = panel.layer_title
+            else:
+                rows[one.key] = "\n".join([*label, *([panel.layer_title] if has_layers else [])])
+                column = panel.method_title
+            maps.setdefault(column, []).append(self._flat(one)[1])
         look: dict[str, Any] = {"cmap": self.output.colormap, "alpha": self.output.alpha}
-        if len(titles) == 1:
-            title = ", ".join(part for part in (self.explanation.title, where) if part)
-            return compare(image, {name: own[0] for name, own in maps.items()}, title=title, **look)
-        images = np.stack([image] * len(titles))
+        head = [*(titles.values() if len(titles) == 1 else ()), *([where] if where else ())]
+        images = np.stack([image] * len(rows))
         heatmaps = {name: np.stack(own) for name, own in maps.items()}
-        labels = [title.replace(", ", "\n", 1) for title in titles.values()]
-        return compare(images, heatmaps, labels=labels, title=where or None, **look)
+        labels = [label or "image" for label in rows.values()]
+        return compare(images, heatmaps, labels=labels, title=", ".join(head) or None, **look)
 
     def _dicom(self) -> str:
         name = f"{self.stem}.overlay.dcm"
@@ -221,33 +231,50 @@ class _Writing:
     # --- pages ---
 
     def _pages(self) -> dict[str, str]:
-        """A page for each class, that of the first under the image's own name."""
+        """A page for each class and layer, that of the first under the image's own name."""
         pages = self.explanation.pages
         if not pages:
             raise ValueError("`html` must come with a method that has groups; got none.")
-        targets = [page.shown.target for page in pages]
-        names = {t: f"{self.stem}{f'.class{t}' if t != targets[0] else ''}.html" for t in targets}
+        first_target, first_layer = pages[0].shown.key
+        names: dict[tuple[int, str], str] = {}
+        kinds: dict[str, str] = {}
         for page in pages:
-            text = self._page(page, names)
-            write_text(self.folder / names[page.shown.target], text)
-        return {f"page{f'_{t}' if t != targets[0] else ''}": name for t, name in names.items()}
+            target, layer = page.shown.key
+            parts = [page.shown.panel.layer_name] if layer != first_layer else []
+            parts += [f"class{target}"] if target != first_target else []
+            names[page.shown.key] = ".".join([self.stem, *parts, "html"])
+            kinds[".".join(["page", *parts])] = names[page.shown.key]
+        for page in pages:
+            write_text(self.folder / names[page.shown.key], self._page(page, names))
+        return kinds
 
-    def _page(self, page: Page, names: Mapping[int, str]) -> str:
+    def _alike(self, shown: Explained) -> list[str]:
+        """What is said of a map that other classes have as well."""
+        return [
+            one.words(self.explanation.names)
+            for one in self.explanation.alike
+            if one.panel == shown.panel.name and shown.target in one.classes
+        ]
+
+    def _page(self, page: Page, names: Mapping[tuple[int, str], str]) -> str:
         shown, titles = page.shown, self.explanation.titles
+        target, layer = shown.key
         result = page.levels[page.level]
         settings = {**self.explanation.record["settings"], **shown.record["settings"]}
         record = {**self.explanation.record, "settings": settings}
         record["seconds"] = {**record["seconds"], **shown.record["seconds"]}
         record["replay"] = {"path": result.replay, "reason": result.replay_reason}
-        notes = [describe(shown.heatmap)]
+        notes = [describe(shown.heatmap), *self._alike(shown)]
         if settings["weights"] == "random":
             notes.append("The weights are random, so the page means nothing.")
         others = dict.fromkeys(
-            one.panel.title for one in self.explanation.found if one.panel != shown.panel
+            one.panel.method_title
+            for one in self.explanation.found
+            if one.panel.method_title != shown.panel.method_title
         )
         if others:
             notes.append(
-                f"This page shows {shown.panel.title}; {self.stem}.overlay.png also shows "
+                f"This page shows {shown.panel.method_title}; {self.stem}.overlay.png also shows "
                 f"{', '.join(others)}."
             )
         entries = ("image_size", "frame", "settings", "replay", "versions", "seconds")
@@ -256,10 +283,11 @@ class _Writing:
             page.levels,
             page.level,
             title=self.explanation.path.name,
-            subtitle=titles[shown.target],
+            subtitle=titles[target],
             classes=page.classes,
-            pages=[
-                (title, names[target], target == shown.target) for target, title in titles.items()
+            pages=[(title, names[t, layer], t == target) for t, title in titles.items()],
+            layers=[
+                (words, name, words == layer) for (t, words), name in names.items() if t == target
             ],
             settings={name: record[name] for name in entries if name in record},
             notes=[note for note in notes if note],

@@ -212,7 +212,7 @@ def prepare_choices(choices: Choices, paths: Sequence[Path], device: str) -> Pre
     """
     return prepare(
         choices.model,
-        layer=choices.layer,
+        layer=choices.layers[0],
         checkpoint=choices.checkpoint,
         weights=choices.weights,
         device=device,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captum_clustered._checks import check_choice, check_int
-from captum_clustered.evaluation.rows import OWN
+from captum_clustered.evaluation.rows import AUTO, OWN, Number
 from captum_clustered.targets import SCORES
 
 __all__ = [
@@ -40,8 +40,9 @@ class Choices:
     Attributes:
         model (str): As for :func:`captum_clustered.models.load`.
         methods (tuple[str, ...]): Names from the registry, or ``"module:callable"``.
-        layer (str): Dotted name, or ``"auto"``.
-        clusters (tuple[int, ...]): Numbers of groups. If empty, each method keeps its own.
+        layer (str or tuple[str, ...]): Dotted name, or ``"auto"``. An explanation may have several.
+        clusters (tuple[int or str, ...]): Numbers of groups; ``"auto"`` chooses the number for each
+            image. If empty, each method keeps its own.
         clusterer (str): What groups the maps; ``"own"`` for each method's own.
         weightings (tuple[str, ...]): How drops become weights. If empty, each method keeps its own.
         mask_fill (str): What methods that mask the image put in the hidden part: ``"own"``, each
@@ -61,8 +62,8 @@ class Choices:
 
     model: str
     methods: tuple[str, ...] = ("clustered-cam",)
-    layer: str = "auto"
-    clusters: tuple[int, ...] = ()
+    layer: str | tuple[str, ...] = "auto"
+    clusters: tuple[Number, ...] = ()
     clusterer: str = OWN
     weightings: tuple[str, ...] = ()
     mask_fill: str = OWN
@@ -80,12 +81,20 @@ class Choices:
         if not self.methods:
             raise ValueError("`methods` must have at least one entry; got none.")
         for number in self.clusters:
-            check_int("clusters", number, 1)
+            if number != AUTO:
+                check_int("clusters", number, 1, remedy="Or pass auto.")
         check_choice("mask_fill", self.mask_fill, (OWN, *FILLS))
         check_choice("score", self.score, SCORES)
         check_int("frame", self.frame, 1)
         if not self.targets:
             raise ValueError("`target` must have at least one entry; got none.")
+        if not self.layers:
+            raise ValueError("`layer` must have at least one entry; got none.")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers, however many."""
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -130,6 +139,12 @@ class Settings(Choices):
                 f"{', '.join(self.targets)}. Evaluate each class into a folder of its own."
             )
         object.__setattr__(self, "target", self.targets[0])
+        if len(self.layers) > 1:
+            raise ValueError(
+                f"`layer` must be one layer in an evaluation; got {', '.join(self.layers)}. "
+                "Evaluate each layer into a folder of its own."
+            )
+        object.__setattr__(self, "layer", self.layers[0])
         check_choice("fill", self.fill, FILLS)
         check_int("batch_size", self.batch_size, 1)
         check_int("step", self.step, 1)
@@ -150,23 +165,24 @@ def listed(texts: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word))
 
 
-def numbers(texts: str | Iterable[str]) -> tuple[int, ...]:
+def numbers(texts: str | Iterable[str]) -> tuple[Number, ...]:
     """The numbers of groups of one or more lists with commas, each number once.
 
     Raises:
-        ValueError: If one is no whole number.
+        ValueError: If one is neither a whole number nor ``"auto"``.
 
     Example::
 
-        >>> numbers("16,32")
-        (16, 32)
+        >>> numbers("16,auto")
+        (16, 'auto')
     """
     words = listed(texts)
     try:
-        return tuple(int(word) for word in words)
+        return tuple(AUTO if word == AUTO else int(word) for word in words)
     except ValueError:
         raise ValueError(
-            f"`clusters` must be whole numbers with commas between them; got {', '.join(words)!r}."
+            "`clusters` must be whole numbers, or auto, with commas between them; got "
+            f"{', '.join(words)!r}."
         ) from None
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["OWN", "Key", "Row", "Variant", "key_of", "title_of"]
+__all__ = ["AUTO", "OWN", "Key", "Number", "Row", "Variant", "key_of", "title_of"]
 
 OWN = "own"
 """Each method keeps its own default."""
 
+AUTO: Literal["auto"] = "auto"
+"""The number of groups is chosen for each image, where the tree of its maps has its largest gap."""
+
+Number = int | Literal["auto"]
+"""A number of groups, or :data:`AUTO`."""
+
 Row = dict[str, Any]
 """What is known of one image and one variant."""
 
-Key = tuple[str, str, int | None, str | None]
+Key = tuple[str, str, int | str | None, str | None]
 """What tells a row from all others: image, method, number of groups, weighting."""
 
 _TITLES = {
@@ -46,7 +52,8 @@ class Variant:
 
     Attributes:
         method (str): Its name.
-        clusters (int or None): The number of groups, if the method takes one.
+        clusters (int, str or None): The number of groups, if the method takes one, or
+            :data:`AUTO`.
         weighting (str or None): How drops become weights, if the method takes that.
         control (bool): Whether the method is a control.
 
@@ -57,7 +64,7 @@ class Variant:
     """
 
     method: str
-    clusters: int | None = None
+    clusters: Number | None = None
     weighting: str | None = None
     control: bool = False
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from captum_clustered._checks import did_you_mean
 from captum_clustered._files import first_line, place_of
 from captum_clustered.clustering import as_clusterer
-from captum_clustered.evaluation.rows import OWN, Variant
+from captum_clustered.evaluation.rows import AUTO, OWN, Number, Variant
 from captum_clustered.weighting import as_weighting
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def variants(
 
     A method has a row for each of the chosen numbers of groups and weightings that it takes, and
     one row of its own defaults if none was chosen. A number is not taken by a method without
-    groups, nor by one whose clusterer ignores it.
+    groups, nor by one whose clusterer ignores it; :data:`~captum_clustered.evaluation.rows.AUTO` is
+    not taken by one whose clusterer is fixed.
 
     Args:
         choices (Choices): The choices.
@@ -147,7 +148,8 @@ def variants(
             f"{', '.join(unknown)}.{did_you_mean(unknown[0], methods)}"
         )
     if choices.clusterer != OWN:
-        as_clusterer(choices.clusterer, 1)
+        for number in choices.clusters or (1,):
+            as_clusterer(choices.clusterer, number)
     for name in choices.weightings:
         as_weighting(name)
     added = [name for name, method in methods.items() if method.control] if controls else []
@@ -161,16 +163,18 @@ def variants(
     )
 
 
-def _numbers(method: AnyMethod, choices: Choices) -> Sequence[int | None]:
-    known = method.settings
+def _numbers(method: AnyMethod, choices: Choices) -> Sequence[Number | None]:
+    known, chosen = method.settings, choices.clusters
     if "n_clusters" not in known:
         return (None,)
-    if "clusterer" in known:
+    if "clusterer" not in known:  # none of these has a tree that could be cut anywhere
+        chosen = tuple(number for number in chosen if number != AUTO)
+    else:
         clusterer = known["clusterer"] if choices.clusterer == OWN else choices.clusterer
         if as_clusterer(clusterer, 2) == as_clusterer(clusterer, 3):  # it ignores the number
             return (None,)
     own = known["n_clusters"]
-    return choices.clusters or (own if isinstance(own, int) else None,)
+    return chosen or (own if isinstance(own, int) else None,)
 
 
 def _weightings(method: AnyMethod, choices: Choices) -> Sequence[str | None]:
@@ -213,7 +217,8 @@ def make_explainer(
     if variant.clusters is not None:
         chosen["n_clusters"] = variant.clusters
     if "clusterer" in known:
-        name = known["clusterer"] if clusterer == OWN else clusterer
+        own = "agglomerative" if variant.clusters == AUTO else known["clusterer"]
+        name = own if clusterer == OWN else clusterer
         chosen["clusterer"] = as_clusterer(name, variant.clusters or 1, seed)
     if variant.weighting is not None:
         chosen["weighting"] = variant.weighting

@@ -6,7 +6,7 @@ The command line, the evaluation and the benchmarks start here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,6 +85,20 @@ class Prepared:
             ValueError: If the transform fails or gives something else.
         """
         return _input(self.loaded, picture).to(self.device)
+
+    def at(self, layer: str) -> Prepared:
+        """The same model at another layer.
+
+        Args:
+            layer (str): As for :func:`captum_clustered.layers.find_layer`.
+
+        Returns:
+            *Prepared*: The same otherwise.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        return replace(self, layer=find_layer(self.model, layer, self.input(probe(self.example))))
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Runs the model, without gradients.

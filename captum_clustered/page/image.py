@@ -51,6 +51,7 @@ def image_page(
     subtitle: str,
     classes: Sequence[ClassScore] = (),
     pages: Sequence[tuple[str, str, bool]] = (),
+    layers: Sequence[tuple[str, str, bool]] = (),
     settings: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     cmap: str = CMAP,
@@ -68,6 +69,7 @@ def image_page(
         classes (sequence of ClassScore, optional): The highest classes. Default: ()
         pages (sequence, optional): The pages of this image's classes, to switch between: for each
             its title, its file, and whether it is this one. Default: ()
+        layers (sequence, optional): The pages of this class's layers, likewise. Default: ()
         settings (mapping, optional): All settings behind the map, by name; inner mappings are
             flattened. Default: None
         notes (sequence of str, optional): Warnings above the picture. Default: ()
@@ -102,11 +104,17 @@ def image_page(
         notes=list(notes),
         data=without_nan(data),
         classes=classes,
-        pages=[{"title": words, "href": quote(file), "here": here} for words, file, here in pages]
-        if len(pages) > 1
-        else [],
+        pages=_links(pages),
+        layers=_links(layers),
         settings=_flat(settings or {}),
     )
+
+
+def _links(pages: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:
+    """What the template needs to switch between pages; nothing where there is one only."""
+    if len(pages) < 2:
+        return []
+    return [{"title": words, "href": quote(file), "here": here} for words, file, here in pages]
 
 
 def packed(grid: Tensor, size: Sequence[int]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_settings_and_of_the_class():
     parameters = inspect.signature(cli.evaluate).parameters
     settings = Settings(data=Path(), model="")
     plural = {"method": "methods", "metric": "metrics", "weighting": "weightings"}
-    plural["target"] = "targets"
+    plural |= {"target": "targets", "layer": "layers"}
     for name in set(parameters) - {"data", "model", "debug"}:
         value = getattr(settings, plural.get(name, name))
         default = parameters[name].default

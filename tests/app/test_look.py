@@ -1,12 +1,14 @@
 """Several classes, colours, overlays without words."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from captum_clustered import ClusteredLayerAblation
+from captum_clustered.app.alike import ALIKE, alike
 from command_line import explain, load_net, one_error
 
 
@@ -99,3 +101,51 @@ def test_a_transform_that_bends_the_image_has_no_overlay_on_the_whole(folder):
     assert explain("cat.png", "--bare", model="bent:net").exit_code == 0
     assert (folder / "out/cat.bare.png").is_file()
     assert not (folder / "out/cat.original.png").exists()
+
+
+def test_classes_with_nearly_the_same_map_are_named(folder):
+    """Class 2 weighs the maps like class 0, twice; class 3 weighs them the other way round."""
+    (folder / "alike.py").write_text(
+        "from nets import Net, transform\n"
+        "def net():\n"
+        "    model = Net()\n"
+        "    weight, bias = model.head.weight.data, model.head.bias.data\n"
+        "    weight[2], weight[3], bias[:] = 2 * weight[0], -weight[0], 3\n"
+        "    return model, transform\n"
+    )
+    options = ["--target", "0,1,2,3", "--method", "grad-cam,clustered-cam,sum-of-maps", "--html"]
+    result = explain("cat.png", *options, model="alike:net")
+    assert result.exit_code == 0, result.output
+    notes = [line for line in result.stderr.splitlines() if "note: " in line]
+    assert notes == [
+        f"captum-clustered: note: cat.png: {title} gives class (0) and class (2) nearly the same "
+        "map (correlation 1.00): it shows what these classes share, not what tells them apart"
+        for title in ("Grad-CAM", "Clustered-CAM")  # of a control it would say nothing
+    ]
+    record = json.loads((folder / "out/cat.json").read_text())
+    assert [one["classes"] for one in record["alike"]] == [[0, 2], [0, 2]]
+    assert [one["method"] for one in record["alike"]] == ["grad-cam", "clustered-cam"]
+    assert all(one["correlation"] > 0.98 for one in record["alike"])
+    for name, says in {"cat": True, "cat.class1": False, "cat.class2": True}.items():
+        page = (folder / f"out/{name}.html").read_text()
+        assert ("Clustered-CAM gives class (0) and class (2) nearly the same map" in page) == says
+        assert "Grad-CAM gives" not in page
+
+
+@pytest.mark.parametrize(("noise", "says"), [(0.1, True), (0.5, False)])
+def test_how_much_alike_maps_must_be(noise, says):
+    """The correlation of a map with itself and noise of a share of its deviation."""
+    rng = np.random.default_rng(0)
+    maps = rng.random((2, 40, 50))
+    maps[1] = maps[0] + noise * maps[1]
+    r = np.corrcoef(maps.reshape(2, -1))[0, 1]
+    assert (r > ALIKE) == says
+    panel = SimpleNamespace(name="m", title="M", method=SimpleNamespace(control=False))
+    found = alike([SimpleNamespace(panel=panel, target=t, heatmap=maps[t]) for t in (0, 1)])
+    assert [one.correlation for one in found] == pytest.approx([r] if says else [])
+
+
+def test_flat_maps_are_not_called_alike():
+    panel = SimpleNamespace(name="m", title="M", method=SimpleNamespace(control=False))
+    flat = [SimpleNamespace(panel=panel, target=t, heatmap=np.zeros((2, 3))) for t in (0, 1)]
+    assert alike(flat) == []

@@ -203,3 +203,16 @@ def test_a_full_disk_leaves_whole_units_only(folder, monkeypatch):
     cats = {"cat.json", "cat.heatmap.npy", "cat.map.npy", "cat.overlay.png"}
     assert names == cats | set(before)
     assert all((folder / "out" / name).read_bytes() == old for name, old in before.items())
+
+
+@pytest.mark.parametrize("target", ["0,2", "top:4"])
+def test_a_name_may_be_that_of_a_class(folder, target):
+    """`cat.class2.png`, explained alone, has the names that class 2 of `cat.png` would have."""
+    Image.new("RGB", (30, 40), "green").save("cat.class2.png")
+    assert explain("cat.class2.png").exit_code == 0
+    result = explain("cat.png", "--target", target)
+    if target == "0,2":
+        assert "has results of another image under the name cat\n" in result.stderr
+        assert _image_of(folder, "cat-2.class2") == "cat.png"
+    assert result.exit_code == 0, result.output
+    assert _image_of(folder, "cat.class2") == "cat.class2.png"
