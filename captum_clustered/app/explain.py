@@ -146,7 +146,7 @@ def _each(
                 report(line if str(path) in line else f"{path}: {line}")
             else:
                 page = f" and {out / stem}.html" if output.html else ""
-                words = [explanation.title, *explanation.groups]
+                words = [explanation.title, *explanation.groups, *explanation.place]
                 say(f"{path}: {'; '.join(words)}, see {overlay}{page}")
                 for line in explanation.notes:
                     report(f"{path}: {line}", "note")
@@ -333,6 +333,13 @@ class Explanation:
             f"{counted(number, 'group')}{'' if alone else f' for {title}'}"
             for title, number in chosen.items()
         ]
+
+    @property
+    def place(self) -> list[str]:
+        """Which frame of a file with several is shown, in words."""
+        n_frames = self.picture.frames
+        several = self.picture.is_dicom and n_frames > 1
+        return [f"frame {self.frame} of {n_frames}"] if several else []
 
     @property
     def notes(self) -> list[str]:

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _LAYOUT = ("channel_dim", "reshape_transform")
+_AT_INPUT = "attribute_to_layer_input"
+
 # --- methods --------------------------------------------------------------------------------------
 
 
@@ -209,8 +211,9 @@ def make_explainer(
         *LayerAttribution*: What the method's factory made.
 
     Raises:
-        ValueError: If the layer needs `channel_dim` or `reshape_transform` and a method from
-            outside does not take them, or if its factory fails.
+        ValueError: If the layer needs `channel_dim` or `reshape_transform`, or its input is
+            explained, and a method from outside does not take them or
+            `attribute_to_layer_input`; or if its factory fails.
     """
     known = method.settings
     chosen: dict[str, Any] = {}
@@ -237,7 +240,23 @@ def make_explainer(
             f"arguments for layer {layer.name}, whose maps are not on axis 1; it does not."
         )
     with named(method):
-        return method.factory(prepared.model, layer.layer, **chosen)
+        made = method.factory(prepared.model, layer.layer, **chosen)
+    if layer.at_input and not _takes(getattr(made, "attribute", None), _AT_INPUT):
+        raise ValueError(
+            f"`method` {variant.method} must take {_AT_INPUT} in `attribute` for this layer, since "
+            f"the maps are the input of {layer.name}; it does not. Take it, or name a layer whose "
+            "output has the maps."
+        )
+    return made
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Whether a callable takes an argument by this name, as far as that can be seen."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return True
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @contextmanager

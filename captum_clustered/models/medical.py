@@ -35,6 +35,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 """How the names of DICOM files end; others are known by their content."""
 
 _VOLUME_SUFFIXES = (".npy", ".nii", ".nii.gz")
+_MORE_DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 _PHOTOMETRIC = (
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT",
     "YBR_RCT", "YBR_PARTIAL_420",
@@ -111,15 +112,23 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     dataset = _dataset(path)
     if "PixelData" not in dataset:
         raise ValueError(f"image must have pixels; {path} is DICOM without any.")
-    n_frames = int(dataset.get("NumberOfFrames") or 1)
+    try:
+        with _quiet():  # a value is read when it is asked for
+            n_frames = int(dataset.get("NumberOfFrames") or 1)
+            photometric = str(dataset.get("PhotometricInterpretation", ""))
+            burned_in = str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"image {path} cannot be read: its number of frames is no number. The file is damaged."
+        ) from None
     if not 1 <= frame <= n_frames:
         raise ValueError(f"`frame` must be from 1 to {n_frames}, as {path} has; got {frame}.")
-    if str(dataset.get("PhotometricInterpretation", "")) not in _PHOTOMETRIC:
+    if photometric not in _PHOTOMETRIC:
         raise ValueError(
             f"image must have one of the photometric interpretations {', '.join(_PHOTOMETRIC)}; "
             f"{path} has another, or none."
         )
-    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
+    if burned_in:
         warnings.warn(
             f"{path} says that it has text burned into its pixels, which may name the patient; all "
             "pictures made of it show that text",
@@ -132,11 +141,11 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     except Exception as error:  # a decoder's message may repeat the content of the file
         syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "unknown")
         remedy = "The file is damaged, or its pixels are not as its header says."
-        if not _has_decoder(pixels, dataset):
-            remedy = (
-                "These pixels need a decoder: pip install pylibjpeg pylibjpeg-libjpeg "
-                "pylibjpeg-openjpeg."
-            )
+        decoders = _decoders(pixels, dataset)
+        if not decoders:
+            remedy = f"These pixels need a decoder: {_MORE_DECODERS}."
+        elif decoders == {"pillow"}:  # which knows some bit depths and colours of a syntax only
+            remedy = f"The file is damaged, or needs more than Pillow decodes: {_MORE_DECODERS}."
         raise ValueError(
             f"image {path} cannot be decoded ({type(error).__name__}; transfer syntax {syntax}). "
             f"{remedy}"
@@ -144,12 +153,14 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     return Image.fromarray(np.round(255 * shown).astype(np.uint8)).convert("RGB"), n_frames
 
 
-def _has_decoder(pixels: Any, dataset: Any) -> bool:
-    """Whether what is installed can decode the file's kind of compression."""
+def _decoders(pixels: Any, dataset: Any) -> set[str]:
+    """What is installed and knows the file's kind of compression; of pixels that are not, numpy."""
+    syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        return bool(pixels.get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+        decoder = pixels.get_decoder(syntax)
     except NotImplementedError:
-        return False
+        return set()
+    return set(decoder.available_plugins) if syntax.is_compressed else {"numpy"}
 
 
 @contextmanager

@@ -101,3 +101,30 @@ def test_the_page_says_which_methods_it_does_not_show(folder):
     assert result.exit_code == 0, result.output
     page = (folder / "out/cat.html").read_text()
     assert "This page shows Clustered-CAM; cat.overlay.png also shows Grad-CAM." in page
+
+
+def test_a_method_from_outside_must_take_what_the_layer_needs(folder):
+    (folder / "needy.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, model, layer):\n"
+        "        pass\n"
+        "    def attribute(self, inputs, target):\n"
+        "        return inputs[:, :1]\n"
+        "class Any(Mine):\n"
+        "    def attribute(self, inputs, target, **more):\n"
+        "        assert more == {'attribute_to_layer_input': True}\n"
+        "        return inputs[:, :1]\n"
+    )
+    line = one_error(explain("cat.png", "--method", "needy:Mine", model="nets:shared"))
+    assert line == (
+        "`method` needy:Mine must take attribute_to_layer_input in `attribute` for this layer, "
+        "since the maps are the input of pool; it does not. Take it, or name a layer whose output "
+        "has the maps."
+    )
+    assert not (folder / "out").exists()
+    result = explain("cat.png", "--method", "needy:Any", model="nets:shared")
+    assert result.exit_code == 0, result.output
+    result = explain(
+        "cat.png", "--method", "needy:Mine", "--layer", "features", model="nets:shared"
+    )
+    assert result.exit_code == 0, result.output

@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from captum_clustered.app import cli
+from captum_clustered.models import medical
 from captum_clustered.models.medical import (
     is_dicom,
     is_volume,
@@ -145,6 +146,34 @@ def test_faults_are_said_without_the_files_words(tmp_path):
         assert "4711" not in str(caught.value)
 
 
+def test_what_pillow_cannot_decode_is_not_blamed_on_the_file(monkeypatch):
+    """12 bits of JPEG: Pillow knows the syntax, but not that many bits."""
+    monkeypatch.setattr(medical, "_decoders", lambda *_: {"pillow"})
+    monkeypatch.setattr(medical, "_shown", lambda *_: [][0])
+    path = pydicom.data.get_testdata_file("JPGExtended.dcm", download=False)
+    words = "JPEG Extended .*needs more than Pillow decodes: pip install pylibjpeg"
+    with pytest.raises(ValueError, match=words):
+        read_dicom(path)
+
+
+def test_decoders_are_those_of_the_files_compression():
+    path = pydicom.data.get_testdata_file("JPGExtended.dcm", download=False)
+    dataset = pydicom.dcmread(path)
+    assert "pillow" in medical._decoders(pydicom.pixels, dataset)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    assert medical._decoders(pydicom.pixels, dataset) == {"numpy"}
+
+
+def test_a_number_of_frames_that_is_none_is_said_without_the_files_words(tmp_path):
+    path = _dicom(tmp_path / "a.dcm", np.stack([RAMP] * 12))
+    whole = path.read_bytes()
+    assert whole.count(b"IS\x02\x0012") == 1
+    path.write_bytes(whole.replace(b"IS\x02\x0012", b"IS\x02\x001A"))
+    with pytest.raises(ValueError, match="its number of frames is no number") as caught:
+        read_dicom(path)
+    assert "1A" not in str(caught.value)
+
+
 def test_files_are_told_apart(tmp_path):
     bare = tmp_path / "export"
     bare.write_bytes(_dicom(tmp_path / "a.dcm", RAMP).read_bytes())
@@ -245,6 +274,7 @@ def test_no_output_names_the_patient(tmp_path):
     assert {"scan.html", "scan.json", "scan.overlay.dcm", "scan.overlay.png"} <= names
     record = json.loads((out / "scan.json").read_text())
     assert record["frame"] == {"number": 2, "of": 2}
+    assert "; frame 2 of 2, see " in result.stdout
     for path in out.iterdir():
         content = path.read_bytes()
         for word in (b"Doe^", b"Secret", b"-SECRET", b"19700101", b"20200229"):
