@@ -226,7 +226,7 @@ def test_the_groups_with_the_largest_drops_are_shown_first():
     assert [first.get_title(), second.get_title()] == ["1: 1 map", "2: 3 maps"]
     assert [round(bar.get_width(), 4) for bar in bars.patches] == [1, -11]
     assert [text.get_text() for text in bars.texts] == ["+1", "-11"]
-    assert bars.get_title() == "drop of the score, of -10"
+    assert bars.get_title() == "how far the score of -10 drops"
     assert figure.get_suptitle() == "daisy\n5 maps in 2 groups, all shown; 1 dead (zero everywhere)"
     # the mean of the maps with 2, 3 and 4 at their own places, from 0 to (2 + 4) / 3
     assert second.get_xlabel() == "mean activation 0 to 2"

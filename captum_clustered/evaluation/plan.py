@@ -181,7 +181,7 @@ def numbers(texts: str | Iterable[str]) -> tuple[Number, ...]:
         return tuple(AUTO if word == AUTO else int(word) for word in words)
     except ValueError:
         raise ValueError(
-            "`clusters` must be whole numbers, or auto, with commas between them; got "
+            "`clusters` must be whole numbers or auto, with commas between them; got "
             f"{', '.join(words)!r}."
         ) from None
 

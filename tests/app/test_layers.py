@@ -205,7 +205,7 @@ def test_only_a_tree_has_a_number_of_its_own(folder):
     assert "must be an int for clusterer='kmeans'; got 'auto'" in line
     line = one_error(explain("cat.png", "--clusters", "automatic"))
     assert line == (
-        "`clusters` must be whole numbers, or auto, with commas between them; got 'automatic'."
+        "`clusters` must be whole numbers or auto, with commas between them; got 'automatic'."
     )
 
 
