@@ -210,7 +210,7 @@ def masked(inputs: Tensor, maps: Tensor, fill: Tensor) -> Tensor:
         tensor([[[[8., 5.]]]])
     """
     keep = maps.to(inputs.dtype)  # (N, 1, *spatial)
-    return inputs * keep + fill * (1 - keep)
+    return (inputs * keep).add_(fill * (1 - keep))  # in place: it is as large as the images
 
 
 def _blurred(images: Tensor, blur: Blur) -> Tensor:

@@ -33,6 +33,7 @@ ORDER = [
     "_kmeans",
     "_state",
     "_borrow",
+    "_layout",
     "_copies",
     "_outputs",
     "targets",

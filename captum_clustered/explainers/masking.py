@@ -8,12 +8,13 @@ is the score of the map or group. The whole model runs for each mask.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_clustered._layout import Layout
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.engine.copies import Copies
@@ -51,12 +52,14 @@ class MaskedImage:
         place (int): The position of the image among the inputs.
         image (Tensor): `(N, C, *spatial)`.
         background (Tensor): What replaces the hidden part; broadcasts against the image.
+        layout (Layout): How several images are laid out for the model.
     """
 
     first: FirstPass
     place: int
     image: Tensor
     background: Tensor
+    layout: Layout = field(default_factory=Layout)
 
     @classmethod
     def of(cls, first: FirstPass, place: int, fill: Fill) -> MaskedImage:
@@ -153,7 +156,12 @@ class MaskedImage:
             return [self.through(masks.unsqueeze(2))]
 
         def run(values: list[Tensor], times: int, repeated: frozenset[int]) -> Any:
-            return first.model.copies(times, repeated - {self.place}, {self.place: values[0]})
+            return self.layout(
+                lambda shown: first.model.copies(
+                    times, repeated - {self.place}, {self.place: shown}
+                ),
+                values[0],
+            )
 
         def scored(output: Any, times: int) -> Tensor:
             return target_scores(output, repeat_target(first.target, times), score)

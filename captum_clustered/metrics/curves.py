@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
 from captum_clustered._copies import Parted
+from captum_clustered._layout import at_a_time
 from captum_clustered.fills import Blur, Fill, describe, fill_image
 from captum_clustered.metrics.maps import Interpolation, prepare
 from captum_clustered.metrics.scoring import (
@@ -28,10 +29,7 @@ from captum_clustered.metrics.scoring import (
 )
 from captum_clustered.targets import Score, Target, target_scores
 
-__all__ = ["BUDGET", "Curve", "deletion", "insertion"]
-
-BUDGET = 16 * 2**20
-"""Bytes of images that go through the model at a time, unless a number of images is given."""
+__all__ = ["Curve", "deletion", "insertion"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ def insertion(
         seed (int, optional): Puts equal pixels in a random order, with this seed. Default: None
             (reading order, which favours the top of the image if much of a map is zero)
         max_examples_per_batch (int, optional): Images in one forward pass; changes memory and time,
-            never the result. Default: None (as many as fit into :data:`BUDGET`)
+            never the result. Default: None (as many as fit a budget)
 
     Returns:
         *Curve*: The curve and its area; a larger area is better.
@@ -204,7 +202,8 @@ def _curve(
     def shown(pairs: Tensor) -> tuple[Tensor, Tensor]:
         rows, stages = pairs % n, pairs // n
         changed = (ranks[rows] < others[stages, None]).view(-1, 1, *size)  # (pairs, 1, *spatial)
-        return torch.where(changed, after[rows], before[rows]), rows
+        ends = (after, before) if n == 1 else (after[rows], before[rows])
+        return torch.where(changed, *ends), rows
 
     def scored(output: Tensor, rows: Tensor) -> Tensor:
         return target_scores(output, None if classes is None else classes[rows], score)
@@ -257,7 +256,7 @@ def _each(
 def _at_a_time(image: Tensor, given: int | None) -> int:
     """How many images go through the model at a time."""
     check_int("max_examples_per_batch", given, 1, or_none=True)
-    return given or max(1, BUDGET // (image.nbytes // max(len(image), 1) or 1))
+    return at_a_time(image, given)
 
 
 def _ranks(values: Tensor, seed: int | None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
 from captum_clustered._copies import Parted
-from captum_clustered.metrics.curves import BUDGET
+from captum_clustered._layout import at_a_time
 from captum_clustered.metrics.maps import Interpolation, resize
 from captum_clustered.metrics.scoring import ImageModel, Mixed, check_score, resolve_target
 from captum_clustered.targets import Score, Target, plain, target_scores
@@ -219,8 +219,7 @@ def _at_a_time(image: Tensor, samples: int, given: int | None) -> int:
     """Examples in one pass; Captum needs at least the batch, and at most all perturbations."""
     check_int("max_examples_per_batch", given, 1, or_none=True)
     n = len(image)
-    fitting = given or BUDGET // (image.nbytes // max(n, 1) or 1)
-    return min(max(n, fitting), n * samples)
+    return min(max(n, at_a_time(image, given)), n * samples)
 
 
 def _gaussian_noise(

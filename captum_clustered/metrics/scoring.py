@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from captum_clustered._copies import (
     tolerance,
     watched,
 )
+from captum_clustered._layout import Layout
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.targets import Score, Target, as_scores, check_target, format_target, plain
@@ -142,11 +143,13 @@ class ImageModel:
         forward_func (callable): The model; takes the images, then the other inputs.
         image (Tensor): The images that are judged, `(N, C, *spatial)`.
         others (tuple): Further inputs and forward arguments.
+        layout (Layout): How several images are laid out for the model.
     """
 
     forward_func: Callable[..., Any]
     image: Tensor
     others: tuple[Any, ...]
+    layout: Layout = field(default_factory=Layout)
 
     @classmethod
     def of(cls, forward_func: Callable[..., Any], inputs: Any, additional: Any) -> ImageModel:
@@ -181,8 +184,9 @@ class ImageModel:
         Returns:
             *Tensor*: The output, `(N, ...)`, without a gradient.
         """
-        # the model may write into what it gets
-        return self.run(image.clone() if image is self.image else image, self.others)
+        if image is self.image:  # the model may write into what it gets
+            image = image.clone()
+        return self.layout(lambda laid: self.run(laid, self.others), image)
 
     def run(self, image: Tensor, others: tuple[Any, ...]) -> Tensor:
         """Runs the model on images `(M, C, *spatial)` with other inputs for them."""
@@ -296,13 +300,7 @@ class Mixed:
         """
         model = self.model
         if self.taken is not None:
-            model.put_back()
-            others = tuple(
-                other[rows.to(other.device)] if place in self.taken else other
-                for place, other in enumerate(model.others, start=1)
-            )
-            with watched([image]) if self.relied else nullcontext():
-                return model.run(image, others)
+            return model.layout(lambda laid: self._together(laid, rows), image)
         # each batch has one image of each example: the k-th of each is in the k-th batch
         number = (rows[:, None] == rows).tril(-1).sum(1)  # (M,)
         outputs: dict[int, Tensor] = {}
@@ -311,6 +309,16 @@ class Mixed:
             batch = model.image.index_copy(0, rows[at], image[at])
             outputs |= zip(at.tolist(), model(batch)[rows[at]], strict=True)
         return torch.stack([outputs[i] for i in range(len(rows))])
+
+    def _together(self, image: Tensor, rows: Tensor) -> Tensor:
+        model, taken = self.model, self.taken or ()
+        model.put_back()
+        others = tuple(
+            other[rows.to(other.device)] if place in taken else other
+            for place, other in enumerate(model.others, start=1)
+        )
+        with watched([image]) if self.relied else nullcontext():
+            return model.run(image, others)
 
 
 def split(inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:

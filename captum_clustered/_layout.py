@@ -1,0 +1,75 @@
+"""How many images a pass of the whole model takes, and how they lie in memory.
+
+On the CPU a convolution of oneDNN reads and writes several images channels-last without laying them
+out anew, and what a layer returns should be no larger than the memory that the process holds
+anyway: larger memory is fetched from the system, and zeroed, in each call. Neither changes more
+than rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["BUDGET", "Layout", "at_a_time", "channels_last"]
+
+BUDGET = {"cpu": 28 * 2**17, "other": 2**25}
+"""Bytes of images that go through a model at a time, by device; inside, each grows to many times
+its size. Six images of 224 x 224 pixels on the CPU."""
+
+T = TypeVar("T")
+
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def at_a_time(image: Tensor, given: int | None = None) -> int:
+    """How many images go through the model at a time, at least one.
+
+    Args:
+        image (Tensor): The images that are judged, `(N, …)`; another one is as large.
+        given (int, optional): What the caller asked for. Default: None (as many as fit)
+    """
+    budget = BUDGET.get(image.device.type, BUDGET["other"])
+    return given or max(1, budget // (image.nbytes // max(len(image), 1) or 1))
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The images laid out channels-last, where that pays; otherwise as they are.
+
+    A single image costs what it saves, because oneDNN lays the weights out anew in each call.
+    Double precision is computed without oneDNN, and is slower in this layout.
+    """
+    pays = images.ndim == 4 and len(images) > 1 and images.dtype in _PRECISIONS
+    if pays and images.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+class Layout:
+    """Runs a model on images in the layout that it computes fastest, as long as it takes them so.
+
+    A model that takes its input apart by `view` needs the usual layout, and gets it.
+    """
+
+    def __init__(self) -> None:
+        self.taken = True
+
+    def __call__(self, run: Callable[[Tensor], T], images: Tensor) -> T:
+        """What `run` returns for the images; it may be called twice, with the same values.
+
+        Args:
+            run (callable): Runs the model on images.
+            images (Tensor): `(M, …)`.
+        """
+        laid = channels_last(images) if self.taken else images
+        if laid is images:
+            return run(images)
+        with suppress(RuntimeError):
+            return run(laid)
+        output = run(images)  # raises again where the layout is not the reason
+        self.taken = False
+        return output

@@ -1,0 +1,140 @@
+"""Masked images go through a model channels-last, so many at a time; the numbers stay the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam, _layout
+from captum_clustered._layout import Layout, at_a_time, channels_last
+from captum_clustered.calibration import calibrate
+from captum_clustered.metrics import confidences, deletion, infidelity, insertion
+
+NEEDS_ONEDNN = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN"
+)
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+HEAT = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+
+
+class Net(nn.Module):
+    """A convolution in front of maps and classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.conv = nn.Conv2d(4, 6, 3)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(6 * 4 * 4, 3)
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(self.stem(self.before(x)))).flatten(1))
+
+    def before(self, x):
+        return x
+
+
+class TakesItsInputApart(Net):
+    def before(self, x):
+        return x.view(len(x), -1).mul(2).view(x.shape)
+
+
+class WritesIntoItsInput(Net):
+    def before(self, x):
+        x -= 0.5
+        return x
+
+
+def _net(make=Net):
+    torch.manual_seed(0)
+    return make().eval()
+
+
+def _explained(explainer, **settings):
+    def run(model, x, _):
+        return explainer(model, model.relu, **settings).explain(x, 1).masked_scores
+
+    return run
+
+
+WAYS = {
+    "insertion": lambda model, x, heat: insertion(model, x, heat, 1, step=5).scores,
+    "deletion": lambda model, x, heat: deletion(model, x, heat, 1, step=5).scores,
+    "confidences": lambda model, x, heat: confidences(model, x, heat, 1).masked,
+    "infidelity": lambda model, x, heat: infidelity(model, x, heat, 1, noise=0.5),
+    "calibrate": lambda model, x, heat: calibrate(model, x, heat, 1).scores,
+    "score-cam": _explained(LayerScoreCam),
+    "clustered-score": _explained(ClusteredLayerScore, n_clusters=5),
+    "group-cam": _explained(LayerGroupCam, n_clusters=3),
+}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+@NEEDS_ONEDNN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_images_are_laid_out(dtype):
+    laid = channels_last(X.to(dtype))
+    assert laid.stride(1) == 1
+    assert laid.equal(X.to(dtype))
+    assert channels_last(laid) is laid
+
+
+@pytest.mark.parametrize(
+    "x", [X[:1], X.double(), X.flatten(2), X.unsqueeze(2)], ids=["one", "double", "1-D", "3-D"]
+)
+def test_nothing_else_is(x):
+    assert channels_last(x) is x
+
+
+def test_as_many_images_as_fit_go_at_a_time(monkeypatch):
+    assert at_a_time(torch.empty(2, 3, 224, 224, device="meta")) == 55  # 588 KiB each
+    assert at_a_time(torch.empty(1, 3, 224, 224)) == 6
+    assert at_a_time(torch.empty(1, 3, 9000, 9000, device="meta")) == 1
+    assert at_a_time(torch.empty(0, 3, 8, 8)) >= 1
+    monkeypatch.setitem(_layout.BUDGET, "cpu", 4 * X[0].nbytes)
+    assert at_a_time(X) == 4
+    assert at_a_time(X, 9) == 9
+
+
+@every_way
+@pytest.mark.parametrize("make", [Net, TakesItsInputApart, WritesIntoItsInput])
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_numbers_are_those_of_the_usual_layout(way, make, n, monkeypatch):
+    found = way(_net(make), X[:n].clone(), HEAT[:n])
+    monkeypatch.setattr(_layout, "channels_last", lambda images: images)
+    torch.testing.assert_close(found, way(_net(make), X[:n].clone(), HEAT[:n]))
+
+
+@NEEDS_ONEDNN
+@every_way
+def test_masked_batches_are_laid_out(way):
+    model, seen = _net(), []
+    model.stem.register_forward_hook(lambda _, __, out: seen.append((len(out), out.stride(1))))
+    way(model, X, HEAT)
+    batches = [stride for images, stride in seen if images > 1]
+    assert batches[1:]
+    assert set(batches[1:]) == {1}
+
+
+@NEEDS_ONEDNN
+def test_a_model_that_takes_its_input_apart_is_asked_once():
+    layout, layouts = Layout(), []
+
+    def run(images):
+        layouts.append(images.stride(1))
+        return images.view(len(images), -1)
+
+    assert layout(run, X).equal(X.flatten(1))
+    layout(run, X)
+    assert layouts == [1, 64, 64]
+
+
+@NEEDS_ONEDNN
+def test_a_model_that_fails_either_way_says_so_itself_and_keeps_the_layout():
+    layout = Layout()
+
+    def fail(_):
+        raise RuntimeError("two of these do not fit")
+
+    with pytest.raises(RuntimeError, match="do not fit"):
+        layout(fail, X)
+    assert layout(lambda images: images.stride(1), X) == 1
