@@ -51,6 +51,17 @@ def runtime(
             help="Only these networks, or cases such as resnet50/layer4, separated by commas.",
         ),
     ] = "",
+    cases: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="quick; full, as --full; or core: minutes, beside Captum only, with the operations"
+            " that take the time.",
+        ),
+    ] = "quick",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where everything runs, such as cuda.")
+    ] = "cpu",
     clusters: Clusters = "16,64,256",
     part: Annotated[
         int, typer.Option(metavar="N", min=1, help="The most perturbations of slow methods.")
@@ -69,28 +80,36 @@ def runtime(
     """Time of each method, in paired rounds, after a check that the results agree."""
     from benchmarks import results
     from benchmarks import runtime as command
+    from benchmarks.cases import check_device
+    from benchmarks.report import page
 
     _threads(threads)
+    check_device(device)
+    full, core = full or cases == "full", cases == "core"
     repeats = rounds or (15 if full else 11)
     budget = seconds if seconds is not None else (240.0 if full else 12.0)
-    cases = command.cases(listed(networks), full)
+    found = command.cases(listed(networks), "full" if full else cases)
     counts = numbers(clusters)
     settings = {
         "full": full,
-        "cases": list(cases),
+        "core": core,
+        "device": device,
+        "cases": list(found),
         "clusters": counts,
         "part": part,
         "rounds": repeats,
         "seconds": budget,
     }
-    results.collect(
+    path = results.collect(
         "runtime",
         out,
         settings,
-        cases,
-        lambda key: command.measure(key, cases[key], counts, part, repeats, budget),
+        found,
+        lambda key: command.measure(key, found[key], counts, part, repeats, budget, device, core),
         say,
     )
+    if core:
+        typer.echo(page({"runtime": results.read(path.parent)["runtime"]}))
 
 
 @app.command()

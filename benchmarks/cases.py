@@ -22,6 +22,7 @@ __all__ = [
     "build",
     "build_case",
     "cases_of",
+    "check_device",
     "described",
     "output_of",
     "settle",
@@ -188,10 +189,10 @@ def cases_of(names: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def build_case(key: str) -> Case:
+def build_case(key: str, device: str = "cpu") -> Case:
     """The case of a key ``network/layer/batch``, see :func:`build`."""
     network, layer, batch = key.split("/")
-    return build(network, layer, int(batch))
+    return build(network, layer, int(batch), device=device)
 
 
 def described(key: str, case: Case) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def described(key: str, case: Case) -> dict[str, Any]:
     return {"network": network, "layer": layer, "batch": int(batch), "maps": case.maps}
 
 
-def build(network: str, layer: str, batch: int, seed: int = 0) -> Case:
+def build(network: str, layer: str, batch: int, seed: int = 0, device: str = "cpu") -> Case:
     """Makes a case. The same arguments give the same case.
 
     Args:
@@ -208,12 +209,13 @@ def build(network: str, layer: str, batch: int, seed: int = 0) -> Case:
         layer (str): Name of a layer.
         batch (int): Number of inputs.
         seed (int, optional): Of the weights and the inputs. Default: 0
+        device (str, optional): Where the model runs. Both are drawn on the CPU. Default: "cpu"
 
     Returns:
         *Case*: The case.
 
     Raises:
-        ValueError: If there is no such network or layer.
+        ValueError: If there is no such network, layer or device.
 
     Example::
 
@@ -223,17 +225,37 @@ def build(network: str, layer: str, batch: int, seed: int = 0) -> Case:
     """
     if network not in NETWORKS:
         raise ValueError(f"`networks` must be among {', '.join(NETWORKS)}; got {network}.")
+    check_device(device)
     chosen = NETWORKS[network]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = chosen.make().eval()
         spread_last_layer(model)
         settle(model, torch.rand(2, *chosen.shape))
-        inputs = torch.rand(batch, *chosen.shape)
+        inputs = torch.rand(batch, *chosen.shape).to(device)
+    model.to(device)
     found = find_layer(model, layer, inputs[:1])
     scores, maps = output_of(model, found.layer, inputs)
     target = int(scores.mean(0).argmax())
     return Case(model, inputs, target, found, maps.shape[found.channel_dim])
+
+
+def check_device(device: str) -> None:
+    """Raises a ValueError where torch cannot use a device.
+
+    Example::
+
+        >>> check_device("abacus")
+        Traceback (most recent call last):
+        ...
+        ValueError: `device` must be one that torch can use here, such as cpu; got 'abacus'.
+    """
+    try:
+        torch.zeros(1, device=device).add(1)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"`device` must be one that torch can use here, such as cpu; got {device!r}."
+        ) from error
 
 
 @torch.no_grad()

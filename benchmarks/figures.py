@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runtime import QUICK
+from benchmarks.runtime import CASES
 from benchmarks.sections import AXES, case_title, grouped, marks, title_of
 
 __all__ = ["FIGURES"]
@@ -20,7 +20,7 @@ _CONTROL = "#dddddd"
 def _runtime_figure(found: Mapping[str, Any]) -> Any:
     cases = list(grouped(found["rows"]))
     # the tables show all cases; a figure of all would be far too high
-    cases = [one for one in cases if one[0] in QUICK] or cases[: len(QUICK)]
+    cases = [one for one in cases if one[0] in CASES["quick"]] or cases[: len(CASES["quick"])]
     figure, axes = _axes([len(rows) for _, rows in cases])
     for ax, (case, rows) in zip(axes, cases, strict=True):
         shown = [row for row in rows if row["status"] != "failed"][::-1]

@@ -20,12 +20,22 @@ from torch import Tensor
 from benchmarks.cases import Case, output_of
 from benchmarks.floor import flops
 from benchmarks.peers import Reshape, Wanted, pytorch_grad_cam_map, torchcam_map
+from benchmarks.timing import synchronize
 from captum_clustered import ClusteredLayerAblation, LayerAblationCam
 from captum_clustered.explainers.egrad_cam import LayerEGradCam
 from captum_clustered.explainers.results import ClusteredAttribution
 from captum_clustered.weighting import by_map
 
-__all__ = ["BASE", "FORWARD", "TOLERANCE", "Method", "Part", "methods_of"]
+__all__ = [
+    "BASE",
+    "FORWARD",
+    "TOLERANCE",
+    "Method",
+    "Part",
+    "difference",
+    "first_maps",
+    "methods_of",
+]
 
 FORWARD = "forward pass"
 """The plain model without gradients, which is timed beside the methods."""
@@ -119,7 +129,8 @@ def methods_of(
     yield from _grad_cams(case)
     if slow:
         yield _captum_ablation(case, labels.clamp(min=0), part, "same groups", per_eval)
-        channels = torch.arange(case.maps).expand(len(case.inputs), -1)
+        channels = torch.arange(case.maps, device=case.inputs.device)
+        channels = channels.expand(len(case.inputs), -1)
         yield _captum_ablation(case, channels, part, "channels", per_eval)
         yield _pytorch_grad_cam_ablation(case, part)
         yield _torchcam_score(case, part)
@@ -148,9 +159,9 @@ def _clustered(case: Case, clusterer: str, number: int, labels: Tensor | None = 
     )
 
 
-def _first(case: Case, done: int) -> Tensor:
+def first_maps(case: Case, done: int) -> Tensor:
     """Labels `(N, C)`: each of the first maps is a group of its own, the others are in no group."""
-    labels = torch.arange(case.maps)
+    labels = torch.arange(case.maps, device=case.inputs.device)
     return labels.where(labels < done, -1).expand(len(case.inputs), -1)
 
 
@@ -162,7 +173,7 @@ def _ablation_cam(case: Case, part: int) -> Method:
         cam: ClusteredLayerAblation = LayerAblationCam(case.model, case.layer, **case.settings)
         done = None
     else:
-        cam = case.explainer(clusterer=_first(case, part), weighting="drop")
+        cam = case.explainer(clusterer=first_maps(case, part), weighting="drop")
         done = Part(part, case.maps, 1)
     return Method(
         "LayerAblationCam",
@@ -175,10 +186,12 @@ def _ablation_cam(case: Case, part: int) -> Method:
 
 def _exact(case: Case, done: int) -> Tensor:
     """The map of Ablation-CAM of the first maps."""
-    return _explain(case, clusterer=_first(case, done), weighting="drop").attributions
+    return _explain(case, clusterer=first_maps(case, done), weighting="drop").attributions
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    found = found.to(expected.device)
     largest = float(expected.abs().max())
     worst = float((found - expected).abs().max())
     if largest == 0:
@@ -199,7 +212,7 @@ def _grad_cams(case: Case) -> Iterator[Method]:
     def error(result: Tensor) -> float:
         heat = expected()
         # Captum does not turn tokens into a grid of maps
-        return _difference(result.detach(), heat) if result.shape == heat.shape else float("inf")
+        return difference(result.detach(), heat) if result.shape == heat.shape else float("inf")
 
     def captum(inputs: Tensor) -> Tensor:
         return theirs.attribute(inputs, target=case.target, relu_attributions=True)
@@ -219,7 +232,7 @@ def _grad_cams(case: Case) -> Iterator[Method]:
         "pytorch-grad-cam",
         partial(pytorch_grad_cam_map, "GradCAM", wanted),
         same_as=f"{same}, enlarged and scaled as pytorch-grad-cam does",
-        error=lambda result: _difference(result, _as_pytorch_grad_cam(case, expected())),
+        error=lambda result: difference(result, _as_pytorch_grad_cam(case, expected())),
     )
 
 
@@ -269,7 +282,7 @@ def _captum_ablation(
         found = result.detach().movedim(case.found.channel_dim, 1).flatten(2)[:, :, 0]
         ours = _explain(case, clusterer=few)
         # a dead map is in no group of ours, but has the drop of its group in Captum's result
-        return _difference(found * (ours.labels >= 0), by_map(ours.drops, ours.labels))
+        return difference(found * (ours.labels >= 0), by_map(ours.drops, ours.labels))
 
     return Method(
         f"captum LayerFeatureAblation {name}",
@@ -284,8 +297,10 @@ def _captum_ablation(
 
 
 def _seconds(run: Callable[[], object]) -> float:
+    synchronize()
     start = time.perf_counter()
     run()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -307,7 +322,7 @@ def _pytorch_grad_cam_ablation(case: Case, part: int) -> Method:
         "pytorch-grad-cam",
         run,
         same_as="LayerAblationCam, enlarged and scaled as pytorch-grad-cam does",
-        error=lambda result: _difference(result, _as_pytorch_grad_cam(case, _exact(case, done))),
+        error=lambda result: difference(result, _as_pytorch_grad_cam(case, _exact(case, done))),
         clusters=case.maps,
         part=None if done == case.maps else Part(done, case.maps, 2),
         settings={"batch_size": 32},

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Reshape", "Wanted", "output_of_input", "pytorch_grad_cam_map", "torchcam_map"]
+__all__ = [
+    "Reshape",
+    "Wanted",
+    "output_of_input",
+    "pytorch_grad_cam_map",
+    "quantus_pixel_flipping",
+    "torchcam_insertion_and_deletion",
+    "torchcam_map",
+]
 
 Reshape = Callable[[Tensor], Tensor] | None
 
@@ -81,6 +90,79 @@ def pytorch_grad_cam_map(kind: str, wanted: Wanted, **settings: Any) -> Tensor:
     ):
         heat = cam(wanted.inputs, targets)
     return torch.as_tensor(heat).unsqueeze(1)
+
+
+class _Given:
+    """A map that is known already, in the form in which torchcam's metrics ask for one."""
+
+    def __init__(self, model: nn.Module, heat: Tensor) -> None:
+        self.model = model
+        self.heat = heat
+
+    def __call__(self, *_: Any, **__: Any) -> list[Tensor]:
+        return [self.heat.squeeze(1)]
+
+    def fuse_cams(self, cams: list[Tensor]) -> Tensor:
+        return cams[0]
+
+    def _hooks_off(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def torchcam_insertion_and_deletion(
+    model: nn.Module, inputs: Tensor, target: int, heat: Tensor, steps: int
+) -> list[float]:
+    """The areas of `torchcam.metrics.DeletionInsertionMetric` in percent, insertion first.
+
+    Args:
+        model (nn.Module): The model.
+        inputs (Tensor): `(N, C, H, W)`.
+        target (int): The class.
+        heat (Tensor): `(N, 1, H, W)`.
+        steps (int): Steps of each curve.
+    """
+    from torchcam.metrics import DeletionInsertionMetric
+
+    softmax = partial(torch.softmax, dim=1)
+    metric = DeletionInsertionMetric(_Given(model, heat), softmax, steps=steps)
+    metric.update(inputs, target)
+    found = metric.summary()
+    return [100 * found["insertion_auc"], 100 * found["deletion_auc"]]
+
+
+def quantus_pixel_flipping(
+    model: nn.Module, inputs: Tensor, target: int, heat: Tensor, values: int
+) -> Tensor:
+    """The scores of Quantus' `PixelFlipping`, `(N, steps)`, with zero in place of what is gone.
+
+    Args:
+        model (nn.Module): The model.
+        inputs (Tensor): `(N, C, H, W)`.
+        target (int): The class.
+        heat (Tensor): `(N, 1, H, W)`.
+        values (int): Values that change at a time; a pixel has one for each channel. Quantus wants
+            a divisor of the number of pixels.
+    """
+    import quantus
+
+    metric = quantus.PixelFlipping(
+        features_in_step=values,
+        abs=False,
+        normalise=False,
+        perturb_baseline=0.0,
+        disable_warnings=True,
+    )
+    scores = metric(
+        model=model,
+        x_batch=inputs.cpu().numpy(),
+        y_batch=np.full(len(inputs), target),
+        a_batch=heat.cpu().numpy(),
+        softmax=True,
+        channel_first=True,
+        device=str(inputs.device),
+        batch_size=len(inputs),
+    )
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -9,13 +10,15 @@ from dataclasses import asdict
 
 from benchmarks.cases import NETWORKS, Case, build_case, cases_of, described
 from benchmarks.floor import Flops, flops
+from benchmarks.masked import masked_methods
 from benchmarks.methods import BASE, FORWARD, TOLERANCE, Method, methods_of
+from benchmarks.profiles import profiled
 from benchmarks.results import Row, reason
 from benchmarks.timing import Counts, counted, extrapolate, quartiles, rounds
 
-__all__ = ["FULL", "QUICK", "cases", "measure"]
+__all__ = ["CASES", "cases", "measure"]
 
-QUICK = {
+_QUICK = {
     "resnet50/layer4/1": True,
     "resnet50/layer4/8": False,
     "resnet50/layer3/1": False,
@@ -24,7 +27,19 @@ QUICK = {
 }
 """The cases of a quick run, and whether slow methods are measured there."""
 
-FULL = {
+_CORE = {
+    "resnet50/layer4/1": True,
+    "resnet50/layer4/8": False,
+    "resnet50/layer3/1": False,
+    "mobilenet_v3_large/features/8": False,
+    "vit_b_16/encoder.layers.encoder_layer_11.ln_1/1": False,
+}
+"""The cases that show in minutes, on any device, how the library stands beside Captum, without the
+other libraries, and where the time goes."""
+
+_CORE_LIBRARIES = ("torch", "captum", "captum_clustered")
+
+_FULL = {
     f"{network.name}/{layer}/{batch}": batch == 1
     for network in NETWORKS.values()
     if network.name != "tiny"
@@ -34,23 +49,31 @@ FULL = {
 """The cases of a full run. Slow methods are measured with one image; eight take eight times as
 long and show no more."""
 
+CASES = {"quick": _QUICK, "core": _CORE, "full": _FULL}
+"""The runs, and the cases of each with whether slow methods are measured there."""
 
-def cases(networks: Sequence[str] | None, full: bool) -> dict[str, bool]:
+
+def cases(networks: Sequence[str] | None, run: str) -> dict[str, bool]:
     """The cases that are measured, and whether slow methods are measured there.
 
     Args:
         networks (sequence of str, optional): As for :func:`benchmarks.cases.cases_of`.
-        full (bool): Whether the long run is wanted.
+        run (str): A key of :data:`CASES`.
 
     Returns:
         *dict*: Keys ``network/layer/batch``.
 
+    Raises:
+        ValueError: If there is no such run, or no such network.
+
     Example::
 
-        >>> list(cases(["tiny"], full=False))
+        >>> list(cases(["tiny"], "quick"))
         ['tiny/body/1', 'tiny/body/2', 'tiny/stem/1', 'tiny/stem/2']
     """
-    known = FULL if full else QUICK
+    if run not in CASES:
+        raise ValueError(f"`cases` must be one of {', '.join(CASES)}; got {run!r}.")
+    known = CASES[run]
     return {key: known.get(key, True) for key in cases_of(networks, list(known))}
 
 
@@ -61,6 +84,8 @@ def measure(
     part: int = 32,
     repeats: int = 7,
     budget: float = 25.0,
+    device: str = "cpu",
+    core: bool = False,
 ) -> list[Row]:
     """Checks and times all methods on a case.
 
@@ -72,25 +97,35 @@ def measure(
         repeats (int, optional): The most rounds. Default: 7
         budget (float, optional): Seconds after which no further round begins, counted from the end
             of the third one. Default: 25.0
+        device (str, optional): Where everything runs. Default: "cpu"
+        core (bool, optional): Whether only Captum stands beside, and the operations of the middle
+            number of k-means groups, and of Grad-CAM, are listed. Default: False
 
     Returns:
         *list*: A row for each method, also for one that failed.
     """
-    case = build_case(key)
+    case = build_case(key, device)
     operations = flops(case)
     tried: list[_Tried] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the other libraries
-        for method in methods_of(case, clusters, part, slow):
-            tried.append(_try(method, case))
+        found = [methods_of(case, clusters, part, slow)]
+        found += [masked_methods(case, part)] if slow else []
+        for method in itertools.chain(*found):
+            if not core or method.library in _CORE_LIBRARIES:
+                tried.append(_try(method, case))
         runs = {one.method.name: one.method.run for one in tried if one.reason is None}
         seconds = rounds(runs, repeats, budget)
+        middle = min(clusters[len(clusters) // 2], case.maps)
+        shown = (BASE, f"ClusteredLayerAblation kmeans K={middle}") if core else ()
+        profiles = {name: profiled(runs[name]) for name in shown if name in runs}
     whole = {one.method.name: _whole(one, seconds) for one in tried if one.reason is None}
     equal = [one.method.name for one in tried if one.reason is None and one.equal is not False]
     base = next(name for name in (BASE, "torchcam GradCAM", FORWARD) if name in equal)
     batch = len(case.inputs)
     head = described(key, case)
-    return [{**head, **_row(one, whole, base, operations, batch)} for one in tried]
+    rows = [{**head, **_row(one, whole, base, operations, batch)} for one in tried]
+    return [{**row, "profile": profiles.get(row["method"])} for row in rows]
 
 
 class _Tried:

@@ -86,7 +86,18 @@ def _runtime(found: Mapping[str, Any]) -> list[str]:
         head = ["", "time", f"x {base}", "images", "floor"]
         parts.append(table(head, [runtime_line(row) for row in rows]))
         parts += _footnotes(rows)
+        parts += [_profile(row) for row in rows if row.get("profile")]
     return parts
+
+
+def _profile(row: Row) -> str:
+    """The operations of a method that take the most time themselves."""
+    lines = [
+        [line["name"], str(line["calls"]), f"{line['cpu']:.2f}", f"{line['device']:.2f}"]
+        for line in row["profile"]
+    ]
+    head = ["", "calls", "ms on the CPU", "ms on the GPU"]
+    return f"Where {row['method']} spends its time:\n\n{table(head, lines)}"
 
 
 def _overview(found: Mapping[str, Any]) -> list[str]:

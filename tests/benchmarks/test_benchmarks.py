@@ -1,6 +1,7 @@
 """The benchmarks: a smoke run of each command, and the rules that make their numbers honest."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from benchmarks import (
 from benchmarks.__main__ import app, main
 from benchmarks.cases import Case, build
 from benchmarks.floor import Flops, flops
+from benchmarks.masked import masked_methods
 from benchmarks.peers import output_of_input
 from benchmarks.thyroid import tables
 from benchmarks.timing import counted, extrapolate, quartiles, rounds
@@ -68,16 +70,16 @@ def made(tmp_path_factory):
 
 
 def test_runtime_can_be_asked_for_single_cases():
-    assert runtime.cases(["resnet50/layer4"], full=True) == {
+    assert runtime.cases(["resnet50/layer4"], "full") == {
         "resnet50/layer4/1": True,
         "resnet50/layer4/8": False,
     }
-    assert list(runtime.cases(["resnet50/layer3/1", "vgg16/features/8"], full=True)) == [
+    assert list(runtime.cases(["resnet50/layer3/1", "vgg16/features/8"], "full")) == [
         "resnet50/layer3/1",
         "vgg16/features/8",
     ]
     with pytest.raises(ValueError, match=r"beginning of one of the cases resnet50/layer4/1, .*r"):
-        runtime.cases(["resnet50/layer"], full=False)
+        runtime.cases(["resnet50/layer"], "quick")
 
 
 def test_runtime_times_every_method_and_all_agree(made):
@@ -87,7 +89,9 @@ def test_runtime_times_every_method_and_all_agree(made):
         "torch", "captum", "captum_clustered", "pytorch-grad-cam", "torchcam",
     }  # fmt: skip
     assert {row["status"] for row in rows} == {"ok"}, [row for row in rows if row["status"] != "ok"]
-    assert sum(row["error"] is not None for row in own) == 6
+    assert sum(row["error"] is not None for row in own) == (
+        7 if find_spec("quantus") is None else 8
+    )
     base = next(row for row in own if row["method"] == methods.BASE)
     assert base["ratio"]["median"] == 1
     assert all(len(row["rounds"]) == 2 for row in own)
@@ -101,6 +105,59 @@ def test_runtime_counts_images_and_marks_parts(made):
     assert theirs["part"] == {"done": 3, "of": 8, "fixed": 2}
     assert theirs["images"] == {"first": 2 * 2 + 2 * 8, "last": 2 * 2 + 2 * 8}
     assert own["forward pass"]["floor"]["ratio"] == 1
+
+
+def test_masked_images_are_as_many_as_those_of_the_plain_passes():
+    case = build("tiny", "body", 1)
+    counts = {}
+    for method in masked_methods(case, 8):
+        with counted(case.model, case.inputs) as images:
+            result = method.run()
+        counts[method.name] = images.first
+        assert method.error is None or method.error(result) < 1e-5
+    plain, clustered = "8 forward passes, an image each", "ClusteredLayerScore contiguous K=8"
+    assert counts[plain] == 8
+    # the image itself, a mask alone, and three images that go along as a check
+    assert counts[clustered] <= 8 + 5
+    assert counts["insertion and deletion in 8 steps"] == 2 * (8 + 5)
+    # both share the plain pass and the one in which nothing is left of the image
+    assert counts["torchcam DeletionInsertionMetric"] == 1 + 2 * 8 - 1
+
+
+def test_pixel_flipping_is_deletion():
+    pytest.importorskip("quantus", reason="it is no dependency")
+    case = build("tiny", "body", 2)
+    found = {method.library: method for method in masked_methods(case, 8)}
+    assert found["quantus"].name == "quantus PixelFlipping in 24 steps"
+    assert found["quantus"].error(found["quantus"].run()) < 1e-5
+
+
+def test_the_core_cases_stand_beside_captum_with_their_operations(tmp_path):
+    shown = run(
+        "runtime", "--cases", "core", "--device", "cpu", "--networks", "tiny",
+        "--clusters", "2,4", "--part", 3, "--rounds", 2, "--out", tmp_path,
+    ).output  # fmt: skip
+    rows = results.read(tmp_path)["runtime"]["rows"]
+    assert {row["library"] for row in rows} == {"torch", "captum", "captum_clustered"}
+    profiles = {row["method"]: row["profile"] for row in rows if row["profile"]}
+    assert set(profiles) == {methods.BASE, "ClusteredLayerAblation kmeans K=4"}
+    for name, lines in profiles.items():
+        assert any("convolution" in line["name"] for line in lines)
+        assert f"Where {name} spends its time" in shown
+    assert len(runtime.cases(None, "core")) < len(runtime.cases(None, "full"))
+
+
+def test_what_cannot_be_measured_is_said(tmp_path, capsys, monkeypatch):
+    def said(*words):
+        monkeypatch.setattr("sys.argv", ["benchmarks", *map(str, words), "--out", str(tmp_path)])
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    assert "`device` must be one that torch can use here" in said("runtime", "--device", "abacus")
+    assert "`cases` must be one of quick, core, full; got 'all'" in said(
+        "runtime", "--cases", "all"
+    )
 
 
 def test_memory_does_not_grow_with_the_groups_and_is_the_same_again(made):
@@ -424,7 +481,7 @@ def test_a_method_that_differs_or_fails_is_marked(monkeypatch):
         yield methods.Method("broken", "x", lambda: 1 / 0)
 
     monkeypatch.setattr(runtime, "methods_of", two)
-    rows = runtime.measure("tiny/body/1", True, repeats=1)
+    rows = runtime.measure("tiny/body/1", False, repeats=1)
     assert [row["status"] for row in rows] == ["ok", "unequal", "failed"]
     assert rows[2]["reason"] == "ZeroDivisionError: division by zero"
     assert rows[1]["ratio"]["to"] == methods.FORWARD  # what differs is no base
