@@ -174,6 +174,8 @@ def tensors_in(values: Any) -> list[Tensor]:
     """
     if isinstance(values, Tensor):
         return [values]
+    if type(values) is tuple and {*map(type, values)} == {Tensor}:  # as most often
+        return list(values)
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 

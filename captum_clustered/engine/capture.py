@@ -344,8 +344,8 @@ class _Recorder:
             torch_module._global_forward_hooks_with_kwargs.pop(handles[0].id, None)
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        number = self.numbers[module]
-        self.numbers[module] += 1
+        number = self.numbers.get(module, 0)
+        self.numbers[module] = number + 1
         if not self.begun:
             self._lend(args)
             if module is self.io.layer:
@@ -354,10 +354,14 @@ class _Recorder:
             self.follower.begin(module, args)
             if not self.follower.active:
                 return
-        # what is called inside is handed out again only if the layer is called there as well; its
-        # memory can then be used again
-        kept = self._is_kept() and (self.begun or self._has_layer(module))
-        given = tensors_in(args) if self._is_kept() else []
+        given: list[Tensor] = []
+        kept = self._is_kept()
+        if kept:
+            given = tensors_in(args)
+            # what is called inside is handed out again only if the layer is called there as well;
+            # its memory can then be used again
+            around = self._has_layer(module) and module is not self.io.layer
+            kept = self.begun or around
         counts = [count for tensor in given for count in versions(tensor)]
         self.open.append(_Open(module, number, kept, given, counts, held(module, versions), []))
         self.frames.append([])
@@ -380,16 +384,20 @@ class _Recorder:
         if begun.held is not None or begun.sets or begun.writes:
             self._note_effects(begun)
         inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
-        call = Call(module, number, output, inside, versions(output), sets=begun.sets)
-        if begun.writes:
-            call.writes = "other"
-        if self._is_kept():
-            self._trace(call, begun, kwargs)
         if not self.begun and type(module) in _RECTIFIERS and isinstance(output, Tensor):
             # weakly, since it must not keep the memory in use
             self.last_rectified = weakref.ref(output), versions(output)
         kept = self._is_kept()
-        self.frames[-1].append(call if kept else Call(module, number, None, inside, [None]))
+        if not kept:
+            self.frames[-1].append(Call(module, number, None, inside, [None]))
+            if not self.begun and module is not self.io.layer:
+                return
+        call = Call(module, number, output, inside, versions(output), sets=begun.sets)
+        if begun.writes:
+            call.writes = "other"
+        if kept:
+            self._trace(call, begun, kwargs)
+            self.frames[-1].append(call)
         if self.begun:
             self.follower.end(call, self._finished)
         elif module is self.io.layer:
@@ -468,9 +476,9 @@ class _Recorder:
             last.lend()
 
     def _has_layer(self, module: nn.Module) -> bool:
-        """Whether the layer is the module or inside it; found out for all parts at once."""
+        """Whether the layer is the module or inside it."""
         if module not in self.around:
             self.around[module] = False  # in case it is a part of itself
-            inside = [self._has_layer(part) for part in module.children()]
-            self.around[module] = module is self.io.layer or any(inside)
+            inside = module is self.io.layer or any(map(self._has_layer, module.children()))
+            self.around[module] = inside
         return self.around[module]
