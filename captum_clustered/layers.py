@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from captum_clustered._borrow import lent
 from captum_clustered._modules import find_module, named
 from captum_clustered._warn import warn
 from captum_clustered.engine.calls import LayerIO, flatten, versions
@@ -326,15 +327,23 @@ def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
 
     known = model.named_modules() if isinstance(model, nn.Module) else ()
     names = {module: name for name, module in known}
-    # what a function runs is not known beforehand, so all modules are watched
-    hooks = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
-    try:
-        with _evaluated(model):
-            # cloned, since the model may write into what it gets
-            output = model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    def cloned() -> tuple[Any, ...]:  # since the model may write into what it gets
+        return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+    def watched() -> Any:
+        runs.clear()
+        begun.clear()
+        # what a function runs is not known beforehand, so all modules are watched
+        hooks = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
+        try:
+            return lent_model(*cloned())
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    with _evaluated(model), lent(model) as lent_model:
+        output = lent_model.settled(watched, cloned)
     return runs, output
 
 
@@ -367,8 +376,9 @@ def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) 
         return True  # there is nothing to compare
 
     def changes(given: Tensor) -> bool:
-        with _evaluated(model), suppress(RuntimeError):  # what cannot run so is not refused
-            after = _scores(model(given))
+        # what cannot run so is not refused
+        with _evaluated(model), suppress(RuntimeError), lent(model) as lent_model:
+            after = _scores(lent_model(given))
             return after is None or not torch.equal(before, after)
         return True
 

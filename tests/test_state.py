@@ -17,8 +17,11 @@ import pytest
 import torch
 
 from captum_clustered import LayerAblationCam
+from captum_clustered.evaluation.judging import begin
+from captum_clustered.layers import find_target_layer
 from captum_clustered.methods import METHODS, make
 from captum_clustered.metrics import confidences, deletion, infidelity, insertion
+from captum_clustered.models import prepared
 from stateful_models import (
     BUILDS,
     PUT_BACK,
@@ -122,6 +125,27 @@ def test_every_metric_leaves_the_model_as_it_was(kind):
         first, again = (metric(model, X, heat, 1) for _ in range(2))
         pair = (first, again) if metric is infidelity else (first.scores, again.scores)
         assert torch.equal(*pair)
+    _assert_as_it_was(model, like)
+
+
+def _finds_a_layer(model):
+    assert find_target_layer(model, X).name == "a"
+
+
+def _begins_to_judge(model):
+    begin(model, X)
+
+
+def _prepares(model):
+    prepared._scores(model, X)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("door", [_finds_a_layer, _begins_to_judge, _prepares])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+def test_whoever_runs_the_model_leaves_it_as_it_was(kind, door):
+    model, like = _model(kind)
+    door(model)
     _assert_as_it_was(model, like)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_clustered._borrow import lent
 from captum_clustered._files import first_line, place_of
 from captum_clustered.fills import Fill
 from captum_clustered.metrics.confidence import Confidences, confidences
@@ -110,7 +111,8 @@ def begin(
     Returns:
         *Batch*: The images, their classes and scores.
     """
-    output = model(images)
+    with lent(model) as lent_model:
+        output = lent_model(images)
     classes = output.argmax(1) if classes is None else classes
     original = target_scores(output, format_target(classes, len(images)), score)
     return Batch(model, images, classes, original, objects, judged, fill, score, step)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_clustered._borrow import lent
 from captum_clustered._checks import check_choice
 from captum_clustered._files import first_line, place_of
 from captum_clustered._outputs import are_probabilities, are_shares, with_graph
@@ -294,12 +295,14 @@ def prepare(
     x = _input(loaded, probe(example)).to(device)
     output = _scores(loaded.model, x).cpu()
     scores = output[0]
+    with lent(loaded.model) as lent_model:
+        probable = are_probabilities(output, lambda: with_graph(lent_model, (x,)))
     return Prepared(
         loaded,
         find_layer(loaded.model, layer, x),
         device,
         len(scores),
-        gives_probabilities=bool(are_probabilities(output, lambda: with_graph(loaded.model, (x,)))),
+        gives_probabilities=bool(probable),
         score="sigmoid" if score == "softmax" and len(scores) == 1 else score,
         example=None if example is None else np.zeros_like(example),
     )
@@ -359,7 +362,8 @@ def _input(loaded: LoadedModel, picture: Picture | Image.Image | np.ndarray) -> 
 @torch.no_grad()
 def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
-        output = model(inputs)
+        with lent(model) as lent_model:
+            output = lent_model(inputs)
     except Exception as error:  # the user's model may raise anything
         raise ValueError(
             f"`model` failed on an input of shape {tuple(inputs.shape)} ({first_line(error)}; "
