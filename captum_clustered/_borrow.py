@@ -58,6 +58,7 @@ class Lent:
         self._flags = [read() for read, _ in _FLAGS]
         self._plain: Callable[[], object] | None = None
         self._settled = self._led = False
+        self._clean = True  # nothing ran since it was as it is to be
         self._remember()
 
     def __call__(self, *args: Any) -> Any:
@@ -105,7 +106,9 @@ class Lent:
             if self._memory.built():
                 return None
             raise
-        return None if self._memory.built() else (found,)
+        # the backward pass of a graph that is still there may have hooks
+        self._clean = not (torch.is_grad_enabled() or self._memory.changed())
+        return (found,) if self._clean or not self._memory.built() else None
 
     def _build(self) -> None:
         """Makes the plain pass in which a new model builds what it needs."""
@@ -119,11 +122,13 @@ class Lent:
 
     def put_back(self) -> None:
         """Gives the model, and what else it may write into, the content that it had."""
-        with _disable_current_modes():  # a mode that watches the model is not to see this
-            self._memory.put_back()
+        if not self._clean:
+            with _disable_current_modes():  # a mode that watches the model is not to see this
+                self._memory.put_back()
 
     def _run(self, args: tuple[Any, ...]) -> Any:
         self.put_back()
+        self._clean = False
         with self._numbers.of_the_model(), self._found_on_the_way():
             return self.forward_func(*args)
 
@@ -158,7 +163,8 @@ class Lent:
         self._add(*self._known)
 
     def _add(self, *roots: Any) -> None:
-        hooks = foreign_hooks(self._memory.add(*roots))
+        self._memory.add(*roots)
+        hooks = foreign_hooks(self._memory.hooks)
         if hooks:
             self._has_foreign_hooks = True
             self._stores.skip(self._memory)  # what belongs to the model is put back anyway
@@ -172,12 +178,12 @@ class Lent:
         Args:
             failed (bool): Whether an error is on its way, which no other should hide.
         """
-        self._memory.put_back()
+        self.put_back()
         kept = self._has_foreign_hooks and (self._stores.put_back_tensors() or self._stores.opaque)
         if kept and self._settled and self._plain is not None:
             with suppress(*[Exception] if failed else []):
                 self._plain()
-            self._memory.put_back()
+            self.put_back()
         for (read, write), before in zip(_FLAGS, self._flags, strict=True):
             if read() != before:
                 write(before)

@@ -21,9 +21,10 @@ import sys
 import threading
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, filterfalse, islice
 from typing import Any
 
 import torch
@@ -66,6 +67,12 @@ _EMPTIABLE = frozenset({dict, OrderedDict, list, deque, set})
 _CODE = (types.FunctionType, types.MethodType)
 _MISSING = object()
 
+_USUAL = tuple(nn.Module().__dict__)
+"""The attributes with which a module begins."""
+_USUAL_CONTAINERS = tuple(
+    name for name, value in nn.Module().__dict__.items() if type(value) in _EMPTIABLE
+)
+
 
 def _global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:
     return torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
@@ -92,15 +99,14 @@ def _is_ours(value: Any) -> bool:
     return isinstance(value, types.FunctionType) and _root(value) in _OURS
 
 
-def _same(now: Any, before: Any) -> bool:
-    """Whether two collections hold the same objects in the same order."""
-    return len(now) == len(before) and all(map(operator.is_, now, before))
+def _same(now: Iterable[Any], before: Iterable[Any]) -> bool:
+    """Whether the same objects come in the same order, one by one as far as both go."""
+    return all(map(operator.is_, now, before))
 
 
 def _same_dict(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):
-        return False
-    return all(map(operator.is_, now, before))
+    sizes = len(now), len(before)
+    return sizes[0] == sizes[1] and _same(now.values(), before.values()) and _same(now, before)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class _Place:
     before: list[Any]
 
     def changed(self) -> bool:
-        return not _same(self.read(), self.before)
+        now = self.read()
+        return len(now) != len(self.before) or not _same(now, self.before)
 
 
 class Memory:
@@ -128,105 +135,129 @@ class Memory:
         lazy (bool): Whether a parameter has no shape yet.
         compiled (bool): Whether a part of the model is compiled.
         opaque (bool): Whether there was something to look into that nobody can.
+        hooks (list[dict]): Where there are hooks that act in a forward pass.
     """
 
     def __init__(self, *, stores: bool = False) -> None:
         self.known: dict[int, Any] = {}
         self.lazy = self.compiled = self.opaque = False
         self._stores = stores
-        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._dicts: list[dict[Any, Any]] = []
+        self._befores: list[dict[Any, Any]] = []  # what they held, and the same in a row
+        self._sizes: list[int] = []
+        self._names: list[Any] = []
+        self._contents: list[Any] = []
         self._empty: list[Any] = []
         self._places: list[_Place] = []
         self._states: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = []
+        self._parameters = _Parameters()
         self._values = _Values()
         self._quiet = _Values(counted=True)
-        self._parameters: list[tuple[Tensor, int, bool, Tensor | None]] = []
         self._small = _Values()  # parameters that a first batch may set
+        self._kept = (self._parameters, self._values, self._quiet, self._small)
+        self.hooks: list[dict[int, Any]] = []
         if not stores:
             self._open_hooks(*_global_hooks())
 
     # --- the walk ---------------------------------------------------------------------------------
 
-    def add(self, *roots: Any) -> list[nn.Module]:
-        """Remembers what can be reached from further roots, as it is now.
-
-        Returns:
-            *list[nn.Module]*: The modules among it.
-        """
+    def add(self, *roots: Any) -> None:
+        """Remembers what can be reached from further roots, as it is now."""
         found: list[tuple[Any, int]] = [(root, 0) for root in roots]
-        modules: list[nn.Module] = []
-        tensors: list[Tensor] = []
-        quiet: list[Tensor] = []
-        small: list[Tensor] = []
         while found:
             value, depth = found.pop()
             if id(value) in self.known or (not self._stores and type(value) in _CODE):
                 continue
             self.known[id(value)] = value
             if isinstance(value, nn.Module):
-                modules.append(value)
-                inside, depth = self._open_module(value, quiet, small), 0
+                inside, depth = self._open_module(value), 0
             elif isinstance(value, Tensor):
-                self._add_tensor(value, tensors)
+                self._add_tensor(value, self._values)
                 continue
             else:
                 inside = self._open(value, depth)
                 depth += not isinstance(value, _CONTAINERS)
             for part in inside:  # most are atoms, or empty
                 kind = type(part)
+                if kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, part))):
+                    continue
                 if kind in _EMPTIABLE and not part:
                     self._empty.append(part)
-                elif kind not in ATOMS:
+                else:
                     found.append((part, depth))
-        self._values.add(tensors)
-        self._quiet.add(quiet)
-        self._small.add(small)
-        return modules
+        for kept in self._kept:
+            kept.settle()
 
     def skip(self, other: Memory) -> None:
         """Leaves out what another one remembers."""
         self.known.update(other.known)
 
-    def _add_tensor(self, tensor: Tensor, tensors: list[Tensor]) -> None:
-        if is_lazy(tensor):
+    def _add_tensor(self, tensor: Tensor, values: _Values) -> None:
+        if type(tensor) is not Tensor and is_lazy(tensor):
             self.lazy = True
-        elif isinstance(tensor, nn.Parameter):
-            version = -1 if tensor.is_inference() else tensor._version
-            self._parameters.append((tensor, version, tensor.requires_grad, tensor.grad))
+        elif type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
+            self._parameters.new.append(tensor)
         elif not tensor.is_inference() and not tensor.is_meta:
-            tensors.append(tensor)
+            values.new.append(tensor)
 
-    def _open_module(
-        self, module: nn.Module, quiet: list[Tensor], small: list[Tensor]
-    ) -> Iterable[Any]:
+    def _open_module(self, module: nn.Module) -> Iterable[Any]:
+        """The same as :meth:`_open`, in fewer steps, since there are many modules."""
         attributes = module.__dict__
-        self._add_dict(attributes)
-        self.compiled = self.compiled or "_orig_mod" in attributes.get("_modules", ())
-        self._open_hooks(*(attributes.get(name) for name in _HOOKS))
+        self._add_dict(attributes, "forward" in attributes)
         if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
+            self._open_hooks(*map(attributes.get, _HOOKS))
             return [*attributes.values(), *module.buffers(), *module.parameters()]
-        if not type(module).__module__.startswith("torch."):
-            # by `.data` they may be written without being counted
-            own = attributes["_parameters"].values()
-            small += [p for p in own if type(p) is nn.Parameter and p.numel() <= 4096]
-        elif not module.training:  # torch's own write nothing in evaluation mode
-            for buffer in attributes["_buffers"].values():
-                if buffer is not None and id(buffer) not in self.known:
-                    self.known[id(buffer)] = buffer
-                    self._add_tensor(buffer, quiet)
-        return attributes.values()
+        inside: list[Any] = []
+        for name in filter(attributes.get, _USUAL_CONTAINERS):  # few are not empty
+            register = attributes[name]
+            if name == "_parameters" or name == "_buffers":
+                self._open_tensors(module, register)
+            elif name == "_modules":
+                self.known[id(register)] = register
+                self._add_dict(register, False)
+                self.compiled = self.compiled or "_orig_mod" in register
+                inside += register.values()
+            elif name in _HOOKS:
+                self._open_hooks(register)
+            else:
+                inside.append(register)
+        self._empty += filterfalse(None, map(attributes.get, _USUAL_CONTAINERS))
+        as_usual = tuple(islice(attributes, len(_USUAL))) == _USUAL
+        inside += islice(attributes.values(), len(_USUAL) if as_usual else 0, None)
+        return inside
+
+    def _open_tensors(self, module: nn.Module, register: dict[str, Tensor | None]) -> None:
+        """Remembers parameters or buffers."""
+        known = self.known
+        known[id(register)] = register
+        self._add_dict(register, False)
+        own = type(module).__module__.startswith("torch.")
+        # torch's own write nothing in evaluation mode
+        values = self._quiet if own and not module.training else self._values
+        for tensor in register.values():
+            if tensor is None or id(tensor) in known:
+                continue
+            known[id(tensor)] = tensor
+            self._add_tensor(tensor, values)
+            if not own and type(tensor) is nn.Parameter and tensor.numel() <= 4096:
+                self._small.new.append(tensor)  # by `.data` they may be written uncounted
 
     def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
         """Remembers which hooks there are, but not what they keep, which is not the model's."""
         for hooks in filter(None, registers):
             self.known[id(hooks)] = hooks
             self._add_dict(hooks)
+            self.hooks.append(hooks)
 
-    def _add_dict(self, now: dict[Any, Any]) -> None:
+    def _add_dict(self, now: dict[Any, Any], may_be_ours: bool = True) -> None:
         before = now.copy() if type(now) is dict else dict(now)
-        if types.FunctionType in map(type, before.values()):
+        if may_be_ours and types.FunctionType in map(type, before.values()):
             before = {name: value for name, value in before.items() if not _is_ours(value)}
-        self._dicts.append((now, before))
+        self._dicts.append(now)
+        self._befores.append(before)
+        self._sizes.append(len(before))
+        self._names += before
+        self._contents += before.values()
 
     def _add_place(
         self, read: Callable[[], list[Any]], write: Callable[[Any], object]
@@ -335,20 +366,24 @@ class Memory:
 
     # --- what has become of it ------------------------------------------------------------------
 
+    def changed(self) -> bool:
+        """Whether anything is, or may be, different; on an accelerator no value is read."""
+        return (
+            not self._same_contents()
+            or any(not _equal(read(), before) for read, _, before in self._states)
+            or any(kept.changed() for kept in self._kept)
+        )
+
     def put_back(self) -> None:
         """Gives all of it the content that it had."""
-        for _, restore in self._changed():
-            restore()
+        if not self._same_contents():
+            for *_, restore in self._changes():
+                restore()
         for read, write, before in self._states:
             if not _equal(read(), before):
                 write(before)
-        for parameter, _, requires_grad, grad in self._parameters:
-            if parameter.requires_grad is not requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
-        for values in (self._values, self._quiet, self._small):
-            values.put_back()
+        for kept in self._kept:
+            kept.put_back()
 
     def built(self) -> bool:
         """Whether the model has made something that lasts: a module, a hook, a buffer, weights.
@@ -356,51 +391,48 @@ class Memory:
         To put that back would leave the model half made. It wants a plain pass, and to be
         remembered after that.
         """
-        if self._written() or self._small.changed():
+        if self._parameters.written() or self._small.written():
             return True
         registers = self._registers()
-        return any(self._is_building(value, named) for value, named in self._changes(registers))
+        return any(
+            (id(now) in registers and name not in before and not _is_ours(value))
+            or self._has_new(value, (nn.Module, nn.Parameter))
+            for now, before, _ in self._changes()
+            for name, value in (now.items() if isinstance(now, dict) else enumerate(now))
+            if before.get(name, _MISSING) is not value
+        )
 
-    def _changed(self) -> Iterator[tuple[Iterable[Any], Callable[[], object]]]:
-        """What the containers that have changed hold now, and what gives them their content."""
-        for now, before in self._dicts:
+    def _same_contents(self) -> bool:
+        """Whether no container has changed; in few steps, since this runs around each pass."""
+        return (
+            not any(self._empty)
+            and list(map(len, self._dicts)) == self._sizes
+            and _same(chain(*[now.values() for now in self._dicts]), self._contents)
+            and _same(chain(*self._dicts), self._names)
+            and not any(map(_Place.changed, self._places))
+        )
+
+    def _changes(self) -> Iterator[tuple[Any, dict[Any, Any], Callable[[], object]]]:
+        """The containers that have changed, what those with names held, and what puts it back."""
+        for now, before in zip(self._dicts, self._befores, strict=True):
             if not _same_dict(now, before):
-                yield now.values(), functools.partial(_restore, now, before)
+                yield now, before, functools.partial(_restore, now, before)
         for container in filter(None, self._empty):
-            yield _values_of(container), functools.partial(_empty, container)
+            yield container, {}, functools.partial(_empty, container)
         for place in self._places:
             if place.changed():
-                yield place.read(), functools.partial(place.write, place.before)
-
-    def _written(self) -> list[Tensor]:
-        return [p for p, version, *_ in self._parameters if version not in (-1, p._version)]
+                yield place.read(), {}, functools.partial(place.write, place.before)
 
     def _registers(self) -> set[int]:
         """Where modules have their hooks, parts and tensors by name, by `id`."""
-        of_modules = [before for _, before in self._dicts if "_forward_hooks" in before]
+        of_modules = [before for before in self._befores if "_forward_hooks" in before]
         found = [before.get(name) for before in of_modules for name in _REGISTERS]
         return set(map(id, (*found, *_global_hooks())))
 
-    def _changes(self, registers: Collection[int] = ()) -> Iterator[tuple[Any, bool]]:
-        """What is new in the containers, and whether it has a new name in one of the registers."""
-        for now, before in self._dicts:
-            if not _same_dict(now, before):
-                for name, value in now.items():
-                    if before.get(name, _MISSING) is not value:
-                        yield value, name not in before and id(now) in registers
-        for container in filter(None, self._empty):
-            for value in _values_of(container):
-                yield value, id(container) in registers
-        for place in self._places:
-            if place.changed():
-                for value in place.read():
-                    yield value, False
-
-    def _is_building(self, value: Any, named: bool) -> bool:
-        if named and not _is_ours(value):
-            return True
-        new = [part for part in parts_of(value) if id(part) not in self.known]
-        return any(isinstance(part, (nn.Module, nn.Parameter)) for part in new)
+    def _has_new(self, value: Any, kinds: type | tuple[type, ...]) -> bool:
+        return any(
+            isinstance(part, kinds) and id(part) not in self.known for part in parts_of(value)
+        )
 
     def put_back_tensors(self) -> bool:
         """Puts back only those containers in which there are new tensors.
@@ -410,17 +442,14 @@ class Memory:
         Returns:
             *bool*: Whether there were any.
         """
-        new = [restore for values, restore in self._changed() if self._has_new_tensor(values)]
+        new = [
+            restore
+            for now, _, restore in self._changes()
+            if any(self._has_new(value, Tensor) for value in _values_of(now))
+        ]
         for restore in new:
             restore()
         return bool(new)
-
-    def _has_new_tensor(self, values: Iterable[Any]) -> bool:
-        return any(
-            isinstance(part, Tensor) and id(part) not in self.known
-            for value in values
-            for part in parts_of(value)
-        )
 
     def pin_parameters(self, before: Memory) -> None:
         """Keeps the values of those parameters too that were written since `before`.
@@ -428,19 +457,52 @@ class Memory:
         A model that writes its parameters in every pass, as adaptation at test time does, then has
         those of its first.
         """
-        written = set(map(id, before._written()))
-        self._values.add(
-            [parameter for parameter, *_ in self._parameters if id(parameter) in written]
+        written = set(map(id, before._parameters.written()))
+        self._values.new += [p for p in self._parameters.tensors if id(p) in written]
+        self._values.settle()
+
+
+def foreign_hooks(registers: Iterable[dict[int, Any]]) -> list[Any]:
+    """The hooks in some registers that are neither torch's own nor of this package."""
+    hooks = [hook for register in registers for hook in register.values()]
+    return [hook for hook in hooks if _root(hook) not in _OURS and _root(type(hook)) != "torch"]
+
+
+class _Parameters:
+    """Parameters, without their values, because they are large and a pass does not write them."""
+
+    def __init__(self) -> None:
+        self.new: list[Tensor] = []
+        self.tensors: list[Tensor] = []
+        self.versions: list[int] = []
+        self.flags: list[bool] = []
+        self.grads: list[Tensor | None] = []
+
+    def settle(self) -> None:
+        """Notes how the new ones are."""
+        new, self.new = self.new, []
+        self.tensors += new
+        self.versions += [-1 if one.is_inference() else one._version for one in new]
+        self.flags += [one.requires_grad for one in new]
+        self.grads += [one.grad for one in new]
+
+    def written(self) -> list[Tensor]:
+        noted = zip(self.tensors, self.versions, strict=True)
+        return [one for one, version in noted if version not in (-1, one._version)]
+
+    def changed(self) -> bool:
+        return (
+            [one.requires_grad for one in self.tensors] != self.flags
+            or not _same([one.grad for one in self.tensors], self.grads)
+            or bool(self.written())
         )
 
-
-def foreign_hooks(modules: Iterable[nn.Module]) -> list[Any]:
-    """The hooks that act in a forward pass and are neither torch's own nor of this package."""
-    found = list(_global_hooks())
-    for module in modules:
-        found += [module.__dict__.get(name) or {} for name in _HOOKS]
-    hooks = [hook for register in found if register for hook in register.values()]
-    return [hook for hook in hooks if _root(hook) not in _OURS and _root(type(hook)) != "torch"]
+    def put_back(self) -> None:
+        for one, flag, grad in zip(self.tensors, self.flags, self.grads, strict=True):
+            if one.requires_grad is not flag:
+                one.requires_grad_(flag)
+            if one.grad is not grad:
+                one.grad = grad
 
 
 @dataclass(frozen=True)
@@ -484,12 +546,15 @@ class _Values:
 
     def __init__(self, *, counted: bool = False) -> None:
         self.are_counted = counted
+        self.new: list[Tensor] = []
         self.lots: list[_Lot] = []
         self.others: list[tuple[Tensor, int, Tensor]] = []
 
-    def add(self, tensors: list[Tensor]) -> None:
+    def settle(self) -> None:
+        """Keeps the values of the new ones."""
+        new, self.new = self.new, []
         by_type = defaultdict(list)
-        for tensor in tensors:
+        for tensor in new:
             dense = tensor.layout is torch.strided and not tensor.is_quantized
             if dense and type(tensor) in _PLAIN:
                 by_type[tensor.dtype, tensor.device].append(tensor)
@@ -497,14 +562,22 @@ class _Values:
                 self.others.append((tensor, tensor._version, tensor.detach().clone()))
         self.lots += map(_Lot.of, by_type.values())
 
-    def changed(self) -> bool:
+    def written(self) -> bool:
         """Whether a value has changed, as far as that is known without reading an accelerator."""
         return any(lot.counted() or (lot.values.is_cpu and lot.differs()) for lot in self.lots)
 
+    def changed(self) -> bool:
+        """Whether a value may have changed."""
+        others = any(tensor._version != version for tensor, version, _ in self.others)
+        return others or any(map(self._may_differ, self.lots))
+
+    def _may_differ(self, lot: _Lot) -> bool:
+        same = self.are_counted or (lot.values.is_cpu and not lot.differs())
+        return lot.counted() or not same
+
     def put_back(self) -> None:
-        for lot in self.lots:
-            if lot.counted() or not (self.are_counted or (lot.values.is_cpu and not lot.differs())):
-                lot.put_back()
+        for lot in filter(self._may_differ, self.lots):
+            lot.put_back()
         for place, (tensor, version, value) in enumerate(self.others):
             if tensor._version != version:
                 _write(tensor, value)

@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from captum_clustered import LayerAblationCam
+from captum_clustered._borrow import lent
+from captum_clustered._state import Memory
 from captum_clustered.evaluation.judging import begin
 from captum_clustered.layers import find_target_layer
 from captum_clustered.methods import METHODS, make
@@ -200,6 +202,102 @@ def test_metrics_take_an_argument_that_is_written_to_as_it_is():
         for i in range(2)
     ]  # fmt: skip
     torch.testing.assert_close(found.scores, torch.cat(alone))
+
+
+# --- what is remembered, and when it is compared --------------------------------------------------
+
+
+class NamesFirst(torch.nn.Module):
+    """Has an attribute before those that every module has."""
+
+    def __init__(self):
+        self.__dict__["early"] = []
+        super().__init__()
+        self.flag = True
+        self.fold = torch.nn.Conv2d(1, 2, 2, bias=False)
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.eval()
+
+
+def _rename(model):
+    model.other = model.__dict__.pop("flag")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _rename,
+        lambda model: model.early.append(1),
+        lambda model: model.__dict__.update(early=[]),
+        lambda model: model.__dict__.update(_forward_hooks={}),
+        lambda model: setattr(model.fold, "stride", (1, 1)),
+        lambda model: setattr(model.fold, "flag", None),
+        lambda model: model.fold.register_parameter("bias", torch.nn.Parameter(torch.ones(2))),
+        lambda model: model.fold.weight.requires_grad_(False),
+        lambda model: setattr(model.fold.weight, "grad", torch.ones(2, 1, 2, 2)),
+        lambda model: model.norm.running_mean.add_(1),
+        lambda model: setattr(model.norm, "running_var", torch.ones(2)),
+        lambda model: model.norm.register_state_dict_pre_hook(lambda *_: None),
+        lambda model: model.norm.register_full_backward_hook(print),
+        lambda model: model.norm.train(),
+        lambda model: model._modules.update(norm=model._modules.pop("fold")),
+    ],
+)
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_write_is_seen_and_taken_back(write, stored):
+    model = NamesFirst()
+    if stored:  # the names of its attributes are then other strings
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        model = torch.load(buffer, weights_only=False)
+    memory = Memory()
+    memory.add(model)
+    before = [list(module.__dict__.items()) for module in model.modules()]
+    held = [copy.copy(value) for _, value in before[0] if isinstance(value, (dict, list))]
+    assert not memory.changed()
+    write(model)
+    assert memory.changed()
+    memory.put_back()
+    assert not memory.changed()
+    after = [list(module.__dict__.items()) for module in model.modules()]
+    for was, now in zip(before, after, strict=True):
+        assert [name for name, _ in was] == [name for name, _ in now]
+        assert all(one is other for (_, one), (_, other) in zip(was, now, strict=True))
+    assert held == [value for _, value in after[0] if isinstance(value, (dict, list))]
+    assert model.norm.running_mean.tolist() == [0, 0]
+    assert model.fold.weight.requires_grad
+    assert model.fold.weight.grad is None
+
+
+def test_a_model_that_writes_nothing_is_put_back_once(monkeypatch):
+    put_back, times = Memory.put_back, []
+    monkeypatch.setattr(Memory, "put_back", lambda self: (times.append(self), put_back(self)))
+    model = Base()
+    model.state = lambda h: h
+    LayerAblationCam(model, model.a).attribute(X, target=1)
+    assert len(times) == 1, "at the end; before that the comparison after the first pass is enough"
+    times.clear()
+    model = Attribute()
+    LayerAblationCam(model, model.a).attribute(X, target=1)
+    assert len(times) == 2, "before the second pass, too"
+
+
+def test_what_a_backward_pass_writes_is_put_back_before_the_next_pass():
+    class Adapts(Base):
+        level = 1.0
+
+        def state(self, h):
+            return h * self.level
+
+    model = Adapts()
+    model.f.register_full_backward_hook(lambda *_: setattr(model, "level", model.level + 1))
+    expected = model(X)
+    with lent(model) as lent_model:
+        lent_model(X).sum().backward()
+        assert model.level == 2
+        assert torch.equal(lent_model(X), expected)
+    assert model.level == 1
 
 
 # --- hooks of others ------------------------------------------------------------------------------
