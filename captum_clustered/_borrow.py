@@ -184,6 +184,7 @@ class Lent:
             with suppress(*[Exception] if failed else []):
                 self._plain()
             self.put_back()
+        self._plain = None  # it holds this object, so that nobody but a collection would free it
         for (read, write), before in zip(_FLAGS, self._flags, strict=True):
             if read() != before:
                 write(before)

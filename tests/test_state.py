@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import io
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import threading
 import types
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -281,6 +283,25 @@ def test_a_model_that_writes_nothing_is_put_back_once(monkeypatch):
     model = Attribute()
     LayerAblationCam(model, model.a).attribute(X, target=1)
     assert len(times) == 2, "before the second pass, too"
+
+
+def test_what_is_remembered_is_freed_without_a_collection(monkeypatch):
+    made = []
+
+    class Noted(Memory):
+        def __init__(self, **how):
+            super().__init__(**how)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("captum_clustered._borrow.Memory", Noted)
+    model = Attribute()
+    gc.disable()
+    try:
+        LayerAblationCam(model, model.a).attribute(X, target=1)
+        assert len(made) == 2
+        assert not any(one() for one in made)
+    finally:
+        gc.enable()
 
 
 def test_what_a_backward_pass_writes_is_put_back_before_the_next_pass():
