@@ -221,6 +221,9 @@ _BatchSize = Annotated[int, typer.Option(metavar="N", help="Images that are expl
 _Step = Annotated[
     int, typer.Option(metavar="N", help="Pixels at a time in insertion and deletion.")
 ]
+_Workers = Annotated[
+    int, typer.Option(metavar="N", help="Processes that read images ahead; 0 for none.")
+]
 _RetryFailed = Annotated[
     bool,
     typer.Option(
@@ -349,6 +352,7 @@ def evaluate(
     limit: _Limit = None,
     batch_size: _BatchSize = 1,
     step: _Step = 224,
+    workers: _Workers = 1,
     retry_failed: _RetryFailed = False,
     out: _Out = Path("results"),
     checkpoint: _Checkpoint = None,
@@ -392,6 +396,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             step=step,
+            workers=workers,
             retry_failed=retry_failed,
             out=out,
             checkpoint=checkpoint,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING
 from captum_clustered._files import make_folder, whole, write_text
 from captum_clustered._pictures import counted
 from captum_clustered.evaluation import figures, pages, records, report, running
-from captum_clustered.evaluation.rows import Key, Row, key_of
+from captum_clustered.evaluation.reading import read_table
+from captum_clustered.evaluation.rows import key_of
+from captum_clustered.evaluation.table import Table
 
 if TYPE_CHECKING:
     from captum_clustered.evaluation.job import Job
@@ -77,10 +78,8 @@ def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome
         OSError: If a row cannot be written, as on a full disk.
     """
     out = job.settings.out
-    with _folder(job, world, say):
-        done = _done(records.read_rows(out), job)
+    with _folder(job, world, say) as done:
         batches = running.share(job.work, done, world.rank, world.size)
-        world.wait()  # nobody writes before all have read
         missing = sum(
             key_of(task.image, variant) not in done
             for batch in batches
@@ -90,9 +89,9 @@ def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome
         if world.leads:
             _say_what_is_left(job, len(done), say)
         with records.Rows(out, world.rank) as rows, _bar(missing, world) as tick:
-            told = _telling(missing, len(job.variants) * job.settings.batch_size, tick, say)
+            told = _telling(missing, say) if world.leads else None
             try:
-                running.run(job.work, batches, done, rows, told if world.leads else tick)
+                running.run(job.work, batches, done, rows, tick, told)
             except KeyboardInterrupt:
                 say("stopped; the same command goes on from here")
                 raise
@@ -100,17 +99,8 @@ def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome
         return _finish(job) if world.leads else None
 
 
-def _done(rows: Mapping[Key, Row], job: Job) -> set[Key]:
-    """The rows that need nothing more; a metric may have been added since they were written."""
-    return {
-        key
-        for key, row in rows.items()
-        if row["status"] != "ok" or all(name in row for name in job.metrics)
-    }
-
-
 def _say_what_is_left(job: Job, done: int, say: Callable[[str], object]) -> None:
-    rows = len(job.keys)
+    rows = len(job.images) * len(job.variants)
     if done:
         others = "; going on with the others" if done < rows else ""
         say(f"{job.settings.out} has {done} of {rows} rows{others}")
@@ -119,20 +109,17 @@ def _say_what_is_left(job: Job, done: int, say: Callable[[str], object]) -> None
         say(f"{images} x {variants} = {counted(rows, 'row')}")
 
 
-def _telling(
-    missing: int, first: int, tick: Callable[[int], object], say: Callable[[str], object]
-) -> Callable[[int], object]:
-    """A `tick` that says once, after the first rows, how long all will take."""
-    begin, seen = time.monotonic(), 0
+def _telling(missing: int, say: Callable[[str], object]) -> Callable[[running.Cost], object]:
+    """Says, after the first rows, what all will cost."""
 
-    def told(count: int) -> None:
-        nonlocal seen
-        tick(count)
-        seen += count
-        if seen - count < first <= seen < missing:
-            left = (time.monotonic() - begin) / seen * (missing - seen)
-            if left > _SOON:
-                say(f"after {counted(seen, 'row')}: about {_duration(left)} to go")
+    def told(cost: running.Cost) -> None:
+        left = cost.seconds_of_row * (missing - cost.rows)
+        if left > _SOON:
+            say(
+                f"{counted(cost.images, 'image')} x {counted(cost.variants, 'variant')}, each row "
+                f"as long as {cost.passes:.0f} forward passes of an image: about "
+                f"{_duration(left)} to go"
+            )
 
     return told
 
@@ -152,10 +139,13 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _folder(job: Job, world: World, say: Callable[[str], object]) -> Iterator[None]:
-    """Makes and locks the folder of the results, and checks it in all processes."""
+def _folder(job: Job, world: World, say: Callable[[str], object]) -> Iterator[records.Done]:
+    """Makes and locks the folder of the results, and checks it in all processes.
+
+    The first process reads the rows that are there, and tells the others which.
+    """
     out = job.settings.out
-    problem = None
+    problem, done = None, None
     lock = nullcontext() if not world.leads else records.sole_user(out)
     if world.leads:
         try:
@@ -168,10 +158,11 @@ def _folder(job: Job, world: World, say: Callable[[str], object]) -> Iterator[No
     with lock:
         if world.leads:
             try:
-                _claim(job, say)
+                done = _claim(job, say)
             except ValueError as error:
                 problem = str(error)
-        problem, compared = world.from_leader((problem, job.config["compared"]))
+        told = (problem, job.config["compared"], None if done is None else done.there)
+        problem, compared, there = world.from_leader(told)
         if problem:
             raise ValueError(problem)
         if compared != job.config["compared"]:
@@ -181,16 +172,20 @@ def _folder(job: Job, world: World, say: Callable[[str], object]) -> Iterator[No
             )
         if not (out / "config.json").exists():
             raise ValueError(f"`out` must be a folder that all processes share; got {out}.")
-        yield
+        yield records.Done(job.grid, there)
 
 
-def _claim(job: Job, say: Callable[[str], object]) -> None:
-    """Sees to it that the rows in the folder are of this job, and takes out what is tried again."""
+def _claim(job: Job, say: Callable[[str], object]) -> records.Done:
+    """Sees to it that the rows in the folder are of this job, and finds those that are done."""
     out = job.settings.out
-    records.check_config(out, job.config)
+    more = records.check_config(out, job.config)
     if job.settings.retry_failed:
         say(f"{counted(records.forget_failed(out), 'failed row')} tried again")
-    records.check_inputs(out, job.inputs, records.read_rows(out))
+    done = records.find_done(out, job.grid, job.metrics)
+    records.check_inputs(out, job.inputs, done.judged)
+    for kind, names in more.items():
+        say(f"{out} also has the {kind} {', '.join(names)}: their numbers stay, and are not shown")
+    return done
 
 
 @contextmanager
@@ -216,8 +211,9 @@ def _bar(total: int, world: World) -> Iterator[Callable[[int], object]]:
 
 def _finish(job: Job) -> Outcome:
     out = job.settings.out
-    rows = records.read_rows(out)
-    records.merge(out, rows, job.keys)
+    records.merge(out, job.grid)
+    drawn_as = [name for name, metric in job.metrics.items() if metric.is_curve]
+    table = read_table(out / "rows.jsonl", job.grid, list(job.metrics), drawn_as)
     columns = [
         report.Column(
             name,
@@ -230,35 +226,41 @@ def _finish(job: Job) -> Outcome:
         )
         for name, metric in job.metrics.items()
     ]
-    failed = [rows[key] for key in job.keys if rows[key]["status"] != "ok"]
+    reasons = {image: reason for image, reason, _ in table.failures}
     found = report.make_report(
-        rows, job.images, job.variants, columns, _with_failed(job, failed), job.settings.seed
+        table,
+        job.images,
+        job.variants,
+        columns,
+        _with_failed(job, len(reasons)),
+        job.settings.seed,
     )
     files = [out / "rows.jsonl", out / "config.json", *_write_tables(out, found)]
-    drawn = _write_figures(job, found, rows)
+    drawn = _write_figures(job, found, table)
     if job.settings.html:
         shown = [path for path in drawn if path.suffix == ".png"]
+        rows = records.read_rows(out)
         files.append(pages.write(out, found, rows, job.images, job.show, job.class_name, shown))
     files += drawn
-    if len(failed) == len(job.keys):
+    n_rows = len(job.images) * len(job.variants)
+    if len(table.failures) == n_rows:
+        _, reason, place = table.failures[0]
         raise ValueError(
-            f"every image failed, the first because of {failed[0]['reason']}"
-            f" ({failed[0].get('place') or 'no place is known'})"
+            f"every image failed, the first because of {reason} ({place or 'no place is known'})"
         )
     return Outcome(
         images=len(job.images),
         variants=len(job.variants),
-        failed=len({row["image"] for row in failed}),
-        rows=len(job.keys),
-        failed_rows=len(failed),
+        failed=len(reasons),
+        rows=n_rows,
+        failed_rows=len(table.failures),
         files=files,
-        reasons=list({row["image"]: str(row["reason"]) for row in failed}.items()),
+        reasons=list(reasons.items()),
     )
 
 
-def _with_failed(job: Job, failed: Sequence[Row]) -> list[str]:
+def _with_failed(job: Job, count: int) -> list[str]:
     """The notes; the first says how many images failed, if any did."""
-    count = len({row["image"] for row in failed})
     if not count:
         return job.notes
     words = f"{count} of {counted(len(job.images), 'image')} failed, with one method at least."
@@ -277,11 +279,10 @@ def _write_tables(out: Path, found: report.Report) -> list[Path]:
     return list(texts)
 
 
-def _write_figures(job: Job, found: report.Report, rows: Mapping[Key, Row]) -> list[Path]:
+def _write_figures(job: Job, found: report.Report, table: Table) -> list[Path]:
     pictures = {"intervals": figures.intervals(found)}
-    for name, metric in job.metrics.items():
-        if metric.is_curve:
-            pictures[name] = figures.curves(name, rows, job.images, job.variants)
+    for name in table.curves:
+        pictures[name] = figures.curves(name, table)
     files = []
     for name, figure in pictures.items():
         for suffix in ("png", "pdf"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from captum_clustered._pictures import new_figure
 from captum_clustered.evaluation.report import Report
-from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
+from captum_clustered.evaluation.rows import Variant, title_of
+from captum_clustered.evaluation.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,21 +75,17 @@ def intervals(report: Report) -> Figure:
     return figure
 
 
-def curves(
-    kind: str, rows: Mapping[Key, Row], images: Sequence[str], variants: Sequence[Variant]
-) -> Figure:
+def curves(kind: str, table: Table) -> Figure:
     """The mean insertion or deletion curve of each variant.
 
     Args:
         kind (str): ``"insertion"`` or ``"deletion"``.
-        rows (mapping): All rows.
-        images (sequence of str): The images.
-        variants (sequence of Variant): The methods, and the controls, which have a panel of their
-            own.
+        table (Table): The curves with their areas.
 
     Returns:
-        *Figure*: With each curve's area in the legend.
+        *Figure*: With each curve's area in the legend; the controls have a panel of their own.
     """
+    variants = table.grid.variants
     methods = [variant for variant in variants if not variant.control]
     controls = [variant for variant in variants if variant.control]
     parts = [part for part in (methods, controls) if part]
@@ -97,9 +94,11 @@ def curves(
     for ax, part in zip(panels, parts, strict=True):
         # the numbers go on in the next panel, since both share a legend
         for number, variant in enumerate(part, start=0 if part is parts[0] else len(parts[0])):
-            _draw_curve(
-                ax, kind, variant, number, [rows.get(key_of(i, variant), {}) for i in images]
-            )
+            v = variants.index(variant)
+            areas = table.of(kind, v)
+            if not np.isnan(areas).all():
+                area = float(np.nanmean(areas))
+                _draw_curve(ax, variant, number, table.curves[kind][v], area)
         ax.set_title("controls" if part is controls else "methods", fontsize="small")
         ax.set_xlim(0, 100)
         ax.grid(color="#E0E0E0", linewidth=0.6)
@@ -114,13 +113,8 @@ def curves(
     return figure
 
 
-def _draw_curve(ax: Axes, kind: str, variant: Variant, number: int, found: Sequence[Row]) -> None:
+def _draw_curve(ax: Axes, variant: Variant, number: int, mean: np.ndarray, area: float) -> None:
     """The mean curve of a variant, in a colour and a dash that no other has."""
-    known = [row for row in found if row.get("status") == "ok" and f"{kind}_curve" in row]
-    if not known:
-        return
-    mean = np.mean([row[f"{kind}_curve"] for row in known], axis=0)
-    area = np.mean([row[kind] for row in known])
     ax.plot(
         np.linspace(0, 100, len(mean)),
         mean,

@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from captum_clustered.evaluation.judging import (
 )
 from captum_clustered.evaluation.plan import Choices, Settings
 from captum_clustered.evaluation.processes import World
-from captum_clustered.evaluation.rows import OWN, Key, Variant, key_of
+from captum_clustered.evaluation.rows import OWN, Grid, Variant
 from captum_clustered.evaluation.running import Task, Work
 from captum_clustered.evaluation.variants import (
     AnyMethod,
@@ -80,15 +80,15 @@ class Job:
     inputs: Mapping[str, Sequence[Path]]
     class_name: Callable[[int], str]
 
-    @property
+    @cached_property
     def images(self) -> list[str]:
         """The names of the images, in the order of the data."""
         return [task.image for task in self.work.tasks]
 
-    @property
-    def keys(self) -> list[Key]:
-        """The keys of all rows, in the order of the plan."""
-        return [key_of(image, v) for image in self.images for v in self.variants]
+    @cached_property
+    def grid(self) -> Grid:
+        """All rows that are wanted."""
+        return Grid(self.images, self.variants)
 
 
 def prepare_job(
@@ -143,6 +143,7 @@ def prepare_job(
         ),
         measure=partial(measure, chosen),
         batch_size=settings.batch_size,
+        workers=settings.workers,
         synchronize=torch.cuda.synchronize if prepared.device.startswith("cuda") else None,
     )
     compared = {
@@ -159,7 +160,7 @@ def prepare_job(
             for name, value in asdict(settings).items()
         },
         "conventions": _conventions(settings, judged, fill, chosen),
-        "machine": _machine(prepared, world),
+        "machine": _machine(prepared, world, settings.workers),
     }
     notes = _notes(config, items, prepared, chosen)
     show = partial(_shown, prepared, {item.name: item.path for item in items}, settings.frame)
@@ -244,12 +245,13 @@ def _tasks(
     labels, how = labels_of(items, prepared.n_classes, prepared.loaded.class_names)
     targets, judged = _targets(items, labels, settings.targets[0], prepared)
     needs_object = any(metric.needs_object for metric in metrics.values())
+    reader = replace(prepared, device="cpu")  # another process must not touch the model's device
     tasks = [
         Task(
             image=item.name,
             case=item.case,
             label=label,
-            load=partial(load_image, item, prepared, settings.frame, needs_object),
+            load=partial(load_image, item, reader, settings.frame, needs_object),
             target=target,
         )
         for item, label, target in zip(items, labels, targets, strict=True)
@@ -396,7 +398,7 @@ def _digest(*parts: str | Tensor) -> str:
     return found.hexdigest()[:12]
 
 
-def _machine(prepared: Prepared, world: World) -> dict[str, Any]:
+def _machine(prepared: Prepared, world: World, workers: int) -> dict[str, Any]:
     on_gpu = prepared.device.startswith("cuda")
     return {
         "python": platform.python_version(),
@@ -404,6 +406,7 @@ def _machine(prepared: Prepared, world: World) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(prepared.device) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "processes": world.size,
+        "workers": workers,
     }
 
 

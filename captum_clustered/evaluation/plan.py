@@ -117,6 +117,8 @@ class Settings(Choices):
         fill (str): What the metrics put where a map hides the image, one of :data:`FILLS`.
         limit (int or None): Number of images, spread evenly over the data.
         batch_size (int): Images that are explained together.
+        workers (int): Processes that read images ahead while the model runs; 0 for none, as on
+            all systems but Linux.
         step (int): Pixels that change at a time in insertion and deletion.
         retry_failed (bool): Whether rows that failed in an earlier call are made again.
     """
@@ -128,6 +130,7 @@ class Settings(Choices):
     fill: str = "black"
     limit: int | None = None
     batch_size: int = 1
+    workers: int = 1
     step: int = 224
     retry_failed: bool = False
 
@@ -147,6 +150,7 @@ class Settings(Choices):
         object.__setattr__(self, "layer", self.layers[0])
         check_choice("fill", self.fill, FILLS)
         check_int("batch_size", self.batch_size, 1)
+        check_int("workers", self.workers, 0)
         check_int("step", self.step, 1)
         if self.limit is not None:
             check_int("limit", self.limit, 1)

@@ -11,21 +11,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from captum_clustered._files import digest_of, whole, without_nan
-from captum_clustered.evaluation.rows import Key, Row
+from captum_clustered.evaluation.rows import Grid, Key, Row
 
 __all__ = [
+    "Done",
     "Rows",
     "check_config",
     "check_inputs",
+    "each_row",
+    "find_done",
     "forget_failed",
     "merge",
     "read_rows",
@@ -37,9 +44,10 @@ _CONFIG = "config.json"
 _INPUTS = "inputs.json"
 _LOCK = ".lock"
 _ROW_FILE = re.compile(r"rows(\.[1-9]\d*)?\.jsonl")  # no other file is read, merged or deleted
-# these may grow: more variants leave the other rows as they are, more metrics add to them
+# of these all may be named, or some: other variants have rows of their own, metrics add to a row
 _GROWING = ("variants", "metrics")
 _STEP = "step"
+_BEHIND_METRICS = b', "original_score": '  # cannot be part of a text, which has \\" for its quotes
 
 
 class Rows:
@@ -127,20 +135,47 @@ def read_rows(folder: Path) -> dict[Key, Row]:
     """
     rows: dict[Key, Row] = {}
     for path in _files(folder):
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    row = json.loads(line)
-                    key = row["image"], row["method"], row["clusters"], row["weighting"]
-                except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(
-                        f"{path} must have a row in each line; line {number} is none. Remove it; "
-                        "its image is evaluated again."
-                    ) from error
-                rows[key] = _together(rows[key], row) if key in rows else row
+        for row in each_row(path):
+            key = _key(row)
+            rows[key] = _together(rows[key], row) if key in rows else row
     return rows
+
+
+def each_row(path: Path) -> Iterator[Row]:
+    """Reads a file of rows, one at a time. An incomplete last line is ignored.
+
+    Raises:
+        ValueError: If a line is no row.
+    """
+    return (row for _, row in _lines(path, json.loads))
+
+
+def _lines(path: Path, parse: Callable[[bytes], Row]) -> Iterator[tuple[bytes, Row]]:
+    """The whole lines of a file, each with what was parsed of it."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = parse(line)
+                _key(row)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{path} must have a row in each line; line {number} is none. Remove it; "
+                    "its image is evaluated again."
+                ) from error
+            yield line, row
+
+
+def _numbers_of(line: bytes) -> Row:
+    """A row up to its metrics, without what is long: scores, maps, curves and conventions."""
+    begin, found, _ = line.partition(_BEHIND_METRICS)
+    row: Row = json.loads(begin + b"}" if found else line)
+    return row
+
+
+def _key(row: Row) -> Key:
+    return row["image"], row["method"], row["clusters"], row["weighting"]
 
 
 def _together(one: Row, other: Row) -> Row:
@@ -151,7 +186,13 @@ def _together(one: Row, other: Row) -> Row:
     row = {**other, **one}
     if "conventions" in one and "conventions" in other:
         row["conventions"] = {**other["conventions"], **one["conventions"]}
-    return row
+    first = dict.fromkeys(name for part in (one, other) for name in takewhile(_is_before, part))
+    return {**{name: row[name] for name in first}, **row}
+
+
+def _is_before(name: str) -> bool:
+    """Whether a part of a row stands before what :func:`_numbers_of` leaves out."""
+    return name != "original_score"
 
 
 def forget_failed(folder: Path) -> int:
@@ -161,30 +202,147 @@ def forget_failed(folder: Path) -> int:
         folder (Path): The folder.
 
     Returns:
-        *int*: How many rows were removed.
+        *int*: How many images and variants had such a row.
     """
-    rows = read_rows(folder)
-    kept = {key: row for key, row in rows.items() if row["status"] == "ok"}
-    if len(kept) < len(rows):
-        merge(folder, kept, list(kept))
-    return len(rows) - len(kept)
+    failed = {
+        _key(row)
+        for path in _files(folder)
+        for _, row in _lines(path, _numbers_of)
+        if row["status"] != "ok"
+    }
+    if failed:
+        for path in _files(folder):
+            with whole(path) as part, part.open("wb") as file:
+                file.writelines(
+                    line for line, row in _lines(path, _numbers_of) if _key(row) not in failed
+                )
+    return len(failed)
 
 
-def merge(folder: Path, rows: Mapping[Key, Row], order: Sequence[Key]) -> None:
-    """Writes all rows into one file, in the given order, and deletes the others.
+# --- what is there --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """Which rows of a plan need nothing more: a set of keys, one byte each.
+
+    Attributes:
+        grid (Grid): The images and variants.
+        there (array): bool `(images, variants)`.
+        judged (set[str]): The images that have numbers, of any variant.
+    """
+
+    grid: Grid
+    there: NDArray[np.bool_]
+    judged: Collection[str] = ()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the row of a key needs nothing more."""
+        place = self.grid.place(key)
+        return place is not None and bool(self.there[place])
+
+    def __len__(self) -> int:
+        """How many rows need nothing more."""
+        return int(self.there.sum())
+
+
+def find_done(folder: Path, grid: Grid, metrics: Iterable[str]) -> Done:
+    """Finds the rows that need nothing more: they failed, or have all metrics.
+
+    The rows are looked at one by one. What is kept of each is a byte for each metric.
 
     Args:
         folder (Path): The folder.
-        rows (mapping): All rows.
-        order (sequence): Their keys, in the order of the file.
+        grid (Grid): The images and variants.
+        metrics (iterable of str): The metrics.
+
+    Returns:
+        *Done*: The keys of these rows.
+
+    Raises:
+        ValueError: If a line is no row.
     """
-    with whole(folder / _ROWS) as part, part.open("wb") as file:
-        for key in order:
-            if key in rows:
-                file.write(_line(rows[key]))
+    names = list(metrics)
+    there = np.zeros((len(names), *grid.shape), dtype=bool)
+    judged = set()
     for path in _files(folder):
+        for _, row in _lines(path, _numbers_of):
+            ok = row["status"] == "ok"
+            if ok:
+                judged.add(row["image"])
+            place = grid.place(_key(row))
+            if place is not None:
+                # of a metric that was added later there is a second row
+                there[(slice(None), *place)] |= [not ok or name in row for name in names]
+    return Done(grid, np.all(there, axis=0), judged)
+
+
+def merge(folder: Path, grid: Grid) -> None:
+    """Brings all rows into one file, in the order of the plan, and deletes the others.
+
+    Rows of other images and variants come behind. Where each line is, not what it says, is kept in
+    memory.
+
+    Args:
+        folder (Path): The folder.
+        grid (Grid): The images, and the variants of each, in the order of the file.
+    """
+    files = _files(folder)
+    index = _Index.of(files, grid)
+    order = np.lexsort((index.begin, index.file, index.variant, index.image, index.apart))
+    same = (np.diff(index.image[order]) == 0) & (np.diff(index.variant[order]) == 0)
+    if (
+        [path.name for path in files] == [_ROWS]
+        and not same.any()
+        and bool(np.all(np.diff(order) > 0))
+    ):
+        return  # as it should be
+    with ExitStack() as stack, whole(folder / _ROWS) as part, part.open("wb") as file:
+        opened = [stack.enter_context(path.open("rb")) for path in files]
+        above: bytes | None = None
+        for k, again in zip(order, [False, *same], strict=True):
+            source = opened[index.file[k]]
+            source.seek(index.begin[k])
+            line = source.readline()
+            if again and above is not None:
+                above = _line(_together(json.loads(above), json.loads(line)))
+                continue
+            if above is not None:
+                file.write(above)
+            above = line
+        if above is not None:
+            file.write(above)
+    for path in files:
         if path.name != _ROWS:
             path.unlink()
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """Where each line is, and what it is of; an array `(lines,)` each."""
+
+    file: NDArray[Any]
+    begin: NDArray[Any]
+    image: NDArray[Any]
+    variant: NDArray[Any]
+    apart: NDArray[Any]  # whether it is of another plan
+
+    @classmethod
+    def of(cls, files: Sequence[Path], grid: Grid) -> _Index:
+        images, variants = dict(grid.places), dict(grid.lines)  # which others join
+        found = [array(kind) for kind in "iqii"]
+        for number, path in enumerate(files):
+            begin = 0
+            for line, row in _lines(path, _numbers_of):
+                key = _key(row)
+                i = images.setdefault(key[0], len(images))
+                v = variants.setdefault(key[1:], len(variants))
+                for column, value in zip(found, (number, begin, i, v), strict=True):
+                    column.append(value)
+                begin += len(line)
+        which, begins, image, variant = (np.asarray(column) for column in found)
+        apart = (image >= grid.shape[0]) | (variant >= grid.shape[1])
+        return cls(which, begins, image, variant, apart)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -194,29 +352,42 @@ def _files(folder: Path) -> list[Path]:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+def check_config(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Writes ``config.json``, unless the folder has rows that were made with other settings.
 
     Args:
         folder (Path): Folder of the results.
         config (mapping): What :func:`json.dumps` can write. The entry ``"compared"`` holds what
-            must be equal, by name; in it, ``"variants"`` and ``"metrics"`` may grow, since neither
-            changes a number that is there. All other entries are only a record.
+            must be equal, by name; in it, ``"variants"`` and ``"metrics"`` may be others, since
+            neither changes a number that is there: written are all that were ever named. All other
+            entries are only a record.
+
+    Returns:
+        *dict*: The variants and metrics that are there and were not named now.
 
     Raises:
         ValueError: If the folder has rows of other settings. The message names the differences.
     """
     path = folder / _CONFIG
     config = without_nan(json.loads(json.dumps(config)))
+    more: dict[str, list[str]] = {}
     if any(file.stat().st_size for file in _files(folder)):
-        differing = _differences(_read_config(path), config["compared"])
+        old, new = _read_config(path), config["compared"]
+        differing = _differences(old, new)
         if differing:
             raise ValueError(
                 f"`out` must be a new folder, since {folder} has rows of other settings: "
                 f"{'; '.join(differing)}. Name another folder, or go on with the settings there."
             )
+        for name in _GROWING:
+            more[name] = [one for one in old.get(name) or [] if one not in (new.get(name) or [])]
+            if more[name]:
+                new[name] = [*(new.get(name) or []), *more[name]]
+        if new.get(_STEP) is None and old.get(_STEP) is not None:
+            new[_STEP] = old[_STEP]  # that of the curves that are there
     with whole(path) as part:
         part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {name: names for name, names in more.items() if names}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -234,14 +405,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for name in dict.fromkeys([*old, *new]):
         before, now = old.get(name), new.get(name)
-        if name in _GROWING:
-            lost = [one for one in before or [] if one not in (now or [])]
-            if lost:
-                more = ", …" if len(lost) > 3 else ""
-                found.append(f"{name} (there also {', '.join(lost[:3])}{more})")
-        elif name == _STEP and before is None:
-            continue  # the first curve is among the metrics that were added
-        elif isinstance(before, dict) and isinstance(now, dict):
+        if name in _GROWING or (name == _STEP and None in (before, now)):
+            continue  # the step is that of the curves, if there are any
+        if isinstance(before, dict) and isinstance(now, dict):
             found += [f"{name}: {inner}" for inner in _differences(before, now)]
         elif before != now:
             found.append("{} ({} there, {} now)".format(name, *_shortened(before, now)))
@@ -263,7 +429,7 @@ def _shortened(*values: Any) -> list[str]:
 
 
 def check_inputs(
-    folder: Path, inputs: Mapping[str, Sequence[Path]], rows: Mapping[Key, Row]
+    folder: Path, inputs: Mapping[str, Sequence[Path]], judged: Collection[str]
 ) -> None:
     """Writes ``inputs.json``, unless a file of which there are rows has another content now.
 
@@ -272,8 +438,8 @@ def check_inputs(
     Args:
         folder (Path): Folder of the results.
         inputs (mapping): From the name of each image to its files.
-        rows (mapping): All rows in the folder. Where all rows of an image failed, its files may
-            have changed.
+        judged (collection of str): The images of which there are rows with numbers. The files of
+            others may have changed.
 
     Raises:
         ValueError: If a file has another content now. The message names the image.
@@ -287,7 +453,6 @@ def check_inputs(
             raise ValueError(
                 f"`out` must be a new folder, since {path} cannot be read. Name another folder."
             ) from error
-    judged = {key[0] for key, row in rows.items() if row["status"] == "ok"}
     found: dict[str, list[list[Any]]] = {}
     changed = []
     for image, files in inputs.items():
@@ -323,6 +488,25 @@ def _stamp(file: Path, known: Sequence[Any] | None) -> list[Any]:
 # --- locks ----------------------------------------------------------------------------------------
 
 
+_held: list[FileLock] = []
+
+
+def _let_go() -> None:
+    """Closes, in a forked process, the files by which its parent holds locks.
+
+    Otherwise a lock would outlive a parent that is killed. Private part of filelock: `_context`.
+    """
+    for lock in _held:
+        file = getattr(getattr(lock, "_context", None), "lock_file_fd", None)
+        if file is not None:
+            os.close(file)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
     """Keeps a second evaluation out of a folder while the first one runs.
@@ -347,7 +531,9 @@ def sole_user(folder: Path) -> Iterator[None]:
         ) from error
     except NotImplementedError:  # a file system without locks
         pass
+    _held.append(lock)
     try:
         yield
     finally:
         lock.release()
+        _held.remove(lock)

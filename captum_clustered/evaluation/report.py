@@ -7,11 +7,14 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-from captum_clustered.evaluation.rows import Key, Row, Variant, key_of, title_of
-from captum_clustered.statistics import Interval, mean_interval, paired_difference, rate_interval
+import numpy as np
+
+from captum_clustered.evaluation.resampling import Resampled
+from captum_clustered.evaluation.rows import Grid, Key, Row, Variant, title_of
+from captum_clustered.evaluation.table import Table
+from captum_clustered.statistics import Interval, rate_interval
 
 __all__ = [
     "Column",
@@ -128,7 +131,7 @@ class Report:
 
 
 def make_report(
-    rows: Mapping[Key, Row],
+    rows: Mapping[Key, Row] | Table,
     images: Sequence[str],
     variants: Sequence[Variant],
     columns: Sequence[Column],
@@ -138,7 +141,7 @@ def make_report(
     """Computes means, intervals and paired differences.
 
     Args:
-        rows (mapping): All rows.
+        rows (mapping or Table): All rows; or what is needed of them, of these images and variants.
         images (sequence of str): The images, in the order of the data.
         variants (sequence of Variant): The lines of the table.
         columns (sequence of Column): The metrics.
@@ -150,73 +153,75 @@ def make_report(
         Wilson's for a rate over independent images, else a bootstrap over images, or over cases if
         an image has one.
     """
-    found = {
-        variant: [
-            rows[key_of(image, variant)] for image in images if key_of(image, variant) in rows
-        ]
-        for variant in variants
-    }
+    if not isinstance(rows, Table):
+        names = [column.name for column in columns]
+        rows = Table.from_rows(rows.values(), Grid(images, variants), names)
+    pairs = [
+        (v, variants.index(second))
+        for v, first in enumerate(variants)
+        for second in _references(first, variants)
+    ]
+    means = _drawn(rows, columns, pairs, seed)
     return Report(
         columns=columns,
-        lines=[_line(variant, found[variant], columns, seed) for variant in variants],
-        differences=[
-            _difference(first, second, found[first], found[second], columns, seed)
-            for first in variants
-            for second in _references(first, variants)
-        ],
+        lines=[_line(rows, v, columns, means) for v in range(len(variants))],
+        differences=[_difference(rows, pair, columns, means) for pair in pairs],
         notes=notes,
     )
 
 
-def _line(variant: Variant, rows: Sequence[Row], columns: Sequence[Column], seed: int) -> Line:
-    judged = [row for row in rows if row["status"] == "ok"]
+def _drawn(
+    table: Table, columns: Sequence[Column], pairs: Sequence[tuple[int, int]], seed: int
+) -> Resampled:
+    """The bootstrap of all that the tables show, in one go."""
+    means = Resampled(table.numbers_of_cases, seed)
+    for name in (column.name for column in columns):
+        found = [table.of(name, v) for v in range(table.grid.shape[1])]
+        known = [~np.isnan(values) for values in found]
+        for v, values in enumerate(found):
+            means.add((name, v), values, known[v])
+        for pair in pairs:
+            both = known[pair[0]] & known[pair[1]]
+            for v in pair:
+                means.add((name, v), found[v], both)
+    means.draw()
+    return means
+
+
+def _line(table: Table, v: int, columns: Sequence[Column], means: Resampled) -> Line:
+    state = table.state[v]
+    judged = state == 1
     intervals = {}
     for column in columns:
-        known = [row for row in judged if row.get(column.name) is not None]
-        values = [row[column.name] for row in known]
-        interval = rate_interval if column.is_rate else mean_interval
-        intervals[column.name] = interval(values, cases=_cases(known), seed=seed)
+        values = table.of(column.name, v)
+        known = ~np.isnan(values)
+        if column.is_rate and table.independent(known):
+            intervals[column.name] = rate_interval(values[known])
+        else:
+            intervals[column.name] = means.interval([(column.name, v)], values)
+    with_objects = any(column.needs_object for column in columns)
+    shown = [*_MAP_FAULTS, "no_object"] if with_objects else _MAP_FAULTS
+    seconds = table.values["seconds"][v, judged]
     return Line(
-        variant=variant,
-        images=len(rows),
-        failed=len(rows) - len(judged),
-        faults=_faults(judged, any(column.needs_object for column in columns)),
+        variant=table.grid.variants[v],
+        images=int((state != 0).sum()),
+        failed=int((state == -1).sum()),
+        faults={fault: int(table.faults[fault][v]) for fault in shown},
         intervals=intervals,
-        seconds=median(row["seconds"] for row in judged) if judged else None,
+        seconds=float(np.median(seconds)) if len(seconds) else None,
     )
 
 
-def _faults(rows: Sequence[Row], with_objects: bool) -> dict[str, int]:
-    faults = {fault: sum(row["map"] == fault for row in rows) for fault in _MAP_FAULTS}
-    if with_objects:
-        faults["no_object"] = sum(row.get("object", "inside") != "inside" for row in rows)
-    return faults
-
-
 def _difference(
-    first: Variant,
-    second: Variant,
-    ours: Sequence[Row],
-    theirs: Sequence[Row],
-    columns: Sequence[Column],
-    seed: int,
+    table: Table, pair: tuple[int, int], columns: Sequence[Column], means: Resampled
 ) -> Difference:
-    others = {row["image"]: row for row in theirs if row["status"] == "ok"}
-    pairs = [
-        (row, others[row["image"]])
-        for row in ours
-        if row["status"] == "ok" and row["image"] in others
-    ]
-    intervals = {}
-    for column in columns:
-        name = column.name
-        known = [(a, b) for a, b in pairs if a[name] is not None and b[name] is not None]
-        intervals[name] = paired_difference(
-            [a[name] for a, _ in known],
-            [b[name] for _, b in known],
-            cases=_cases([a for a, _ in known]),
-            seed=seed,
+    intervals = {
+        name: means.interval(
+            [(name, v) for v in pair], table.of(name, pair[0]) - table.of(name, pair[1])
         )
+        for name in (column.name for column in columns)
+    }
+    first, second = (table.grid.variants[v] for v in pair)
     return Difference(first, second, intervals)
 
 
@@ -229,14 +234,6 @@ def _references(variant: Variant, variants: Sequence[Variant]) -> list[Variant]:
         random = Variant(_RANDOM, variant.clusters, variant.weighting, control=True)
         references += [other for other in variants if other == random]
     return references
-
-
-def _cases(rows: Sequence[Row]) -> list[str] | None:
-    """The case of each image, or None if no image has one."""
-    if all(row["case"] is None for row in rows):
-        return None
-    # an image without a case is one of its own
-    return [f"i {row['image']}" if row["case"] is None else f"c {row['case']}" for row in rows]
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -338,6 +335,7 @@ def in_words(interval: Interval) -> str:
 
     Example::
 
+        >>> from captum_clustered.statistics import mean_interval
         >>> in_words(mean_interval([2.0])), in_words(mean_interval([2.0, 2.0]))
         ('2.00', '2.00 [2.00, 2.00]')
     """

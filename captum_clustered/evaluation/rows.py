@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-__all__ = ["AUTO", "OWN", "Key", "Number", "Row", "Variant", "key_of", "title_of"]
+__all__ = ["AUTO", "OWN", "Grid", "Key", "Number", "Row", "Variant", "key_of", "title_of"]
 
 OWN = "own"
 """Each method keeps its own default."""
@@ -81,6 +83,44 @@ class Variant:
 def key_of(image: str, variant: Variant) -> Key:
     """What tells a row from all others."""
     return image, variant.method, variant.clusters, variant.weighting
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """All rows that are wanted: each image with each variant.
+
+    Attributes:
+        images (sequence of str): The images.
+        variants (sequence of Variant): The variants.
+
+    Example::
+
+        >>> Grid(["a.png", "b.png"], [Variant("grad-cam")]).place(("b.png", "grad-cam", None, None))
+        (1, 0)
+    """
+
+    images: Sequence[str]
+    variants: Sequence[Variant]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of images and of variants."""
+        return len(self.images), len(self.variants)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each image."""
+        return {image: i for i, image in enumerate(self.images)}
+
+    @cached_property
+    def lines(self) -> dict[tuple[Any, ...], int]:
+        """The place of each variant, by what a key says of it."""
+        return {key_of("", variant)[1:]: v for v, variant in enumerate(self.variants)}
+
+    def place(self, key: Any) -> tuple[int, int] | None:
+        """The places of the image and of the variant of a key; None if it is not wanted."""
+        image, variant = self.places.get(key[0]), self.lines.get(key[1:])
+        return None if image is None or variant is None else (image, variant)
 
 
 def title_of(variant: Variant) -> str:

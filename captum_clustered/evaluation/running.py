@@ -6,13 +6,17 @@ depend neither on the number of processes nor on interruptions.
 
 from __future__ import annotations
 
+import pickle
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from captum_clustered._files import place_of
 from captum_clustered.evaluation.rows import Key, Row, Variant, key_of
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from captum_clustered.evaluation.images import Loaded
     from captum_clustered.evaluation.records import Rows
 
-__all__ = ["Task", "Work", "run", "share"]
+__all__ = ["Cost", "Task", "Work", "run", "share"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Work:
             returns what all methods share, an object with `images` and `classes`, `(N,)`.
         measure (callable): Takes that object, maps and explainer; returns a dict for each image.
         batch_size (int): Images that are explained together, if they are of one size.
+        workers (int): Processes that read images ahead while the model runs; 0 for none, as on
+            all systems but Linux.
         synchronize (callable or None): Returns when the device has finished.
     """
 
@@ -63,10 +69,35 @@ class Work:
     begin: Callable[[Tensor, Tensor | None, Tensor | None], Any]
     measure: Callable[[Any, Tensor, Callable[..., Tensor]], list[dict[str, Any]]]
     batch_size: int = 1
+    workers: int = 0
     synchronize: Callable[[], object] | None = None
 
 
-def share(work: Work, done: Collection[Key], rank: int, size: int) -> list[list[Task]]:
+@dataclass(frozen=True)
+class Cost:
+    """What the first rows took.
+
+    Attributes:
+        images (int): Images that are left, with those of the first rows.
+        variants (int): Variants of each.
+        rows (int): How many rows these were.
+        seconds_of_row (float): Time for a row: to explain, to judge and to write it.
+        seconds_of_pass (float): Time for a forward pass of the model, for one image.
+    """
+
+    images: int
+    variants: int
+    rows: int
+    seconds_of_row: float
+    seconds_of_pass: float
+
+    @property
+    def passes(self) -> float:
+        """For how many forward passes of an image a row takes as long."""
+        return self.seconds_of_row / self.seconds_of_pass
+
+
+def share(work: Work, done: Container[Key], rank: int, size: int) -> list[list[Task]]:
     """The unfinished batches of one process.
 
     Args:
@@ -86,7 +117,7 @@ def share(work: Work, done: Collection[Key], rank: int, size: int) -> list[list[
     return left[rank::size]
 
 
-def _missing(work: Work, batch: Sequence[Task], done: Collection[Key]) -> list[Variant]:
+def _missing(work: Work, batch: Sequence[Task], done: Container[Key]) -> list[Variant]:
     return [
         variant
         for variant in work.explainers
@@ -97,47 +128,116 @@ def _missing(work: Work, batch: Sequence[Task], done: Collection[Key]) -> list[V
 def run(
     work: Work,
     batches: Sequence[Sequence[Task]],
-    done: Collection[Key],
+    done: Container[Key],
     rows: Rows,
     tick: Callable[[int], object] = lambda _: None,
+    told: Callable[[Cost], object] | None = None,
 ) -> None:
     """Evaluates batches; each row is written as soon as it is known.
 
     Args:
         work (Work): The work.
         batches (sequence): From :func:`share`.
-        done (collection): Keys of the rows that exist; these are not written again.
+        done (container): Keys of the rows that exist; these are not written again.
         rows (Rows): Where the rows go.
         tick (callable, optional): Is given the number of rows that were written.
+        told (callable, optional): Is given a :class:`Cost`, once, when the second batch begins.
     """
     warm: set[str] = set()
     objects: dict[str, str] = {}  # what became of each image's object, where it matters
+    written, begin = 0, time.perf_counter()
 
     def keep(task: Task, variant: Variant, found: Row) -> None:
+        nonlocal written
         if key_of(task.image, variant) not in done:
             seen = {"object": objects[task.image]} if task.image in objects else {}
             rows.append({**_head(task, variant), **found, **seen})
+            written += 1
             tick(1)
 
-    for batch in batches:
-        variants = _missing(work, batch, done)
+    for number, batch in enumerate(_read_ahead(work, batches)):
+        variants = _missing(work, [task for task, _ in batch], done)
         loaded: list[tuple[Task, Loaded]] = []
-        for task in batch:
-            try:
-                image = task.load()
-                loaded.append((task, image))
-                if image.object is not None:
-                    objects[task.image] = image.object
-            except Exception as error:  # a decoder or a transform may raise anything
+        for task, image in batch:
+            if isinstance(image, dict):  # why it could not be read
                 for variant in variants:
-                    keep(task, variant, _failed(error))
+                    keep(task, variant, image)
+                continue
+            loaded.append((task, image))
+            if image.object is not None:
+                objects[task.image] = image.object
         sizes = {image.pixels.shape for _, image in loaded}
         groups = [loaded] if len(sizes) == 1 else [[one] for one in loaded]
         for group in groups:
-            for tasks, shared in _begun(work, group):
+            start = time.perf_counter()
+            parts = _begun(work, group)
+            if told is not None and number and written:
+                images = sum(len(one) for one in batches)
+                row = (start - begin) / written
+                one_pass = (_now(work) - start) / len(group)
+                told(Cost(images, len(work.explainers), written, row, one_pass))
+                told = None
+            for tasks, shared in parts:
                 for variant in variants:
                     for task, found in _rows(work, tasks, shared, variant, warm):
                         keep(task, variant, found)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _read_ahead(
+    work: Work, batches: Sequence[Sequence[Task]]
+) -> Iterator[list[tuple[Task, Loaded | Row]]]:
+    """The images of each batch, or why they could not be read; the next ones are read meanwhile."""
+    tasks = [task for batch in batches for task in batch]
+    found: Iterator[Loaded | Row] = map(_read, tasks)
+    # elsewhere a process is not forked, or not safely, and the model would be copied into each
+    workers = min(work.workers, len(batches) - 1) if sys.platform == "linux" else 0
+    if workers > 0:
+        loader: Any = DataLoader(
+            _Packed(tasks),  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=_same,  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=max(2, 2 * work.batch_size),
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # otherwise it draws from the model's random numbers
+        )
+        with warnings.catch_warnings():
+            # the workers neither run the model nor share a lock with it
+            warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+            packed = iter(loader)
+        found = map(pickle.loads, packed)
+    for batch in batches:
+        yield [(task, next(found)) for task in batch]
+
+
+def _read(task: Task) -> Loaded | Row:
+    try:
+        return task.load()
+    except Exception as error:  # a decoder or a transform may raise anything
+        return _failed(error)
+
+
+class _Packed:
+    """Images by number, in bytes: these need no shared memory, of which a container has little."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, number: int) -> bytes:
+        return pickle.dumps(_read(self.tasks[number]), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _same(packed: bytes) -> bytes:
+    return packed
+
+
+# --- explaining and judging -----------------------------------------------------------------------
 
 
 def _begun(work: Work, group: Sequence[tuple[Task, Loaded]]) -> list[tuple[list[Task], Any]]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import captum_clustered
 from captum_clustered.app import cli
 from captum_clustered.clustering import CLUSTERERS
-from captum_clustered.evaluation import Settings
+from captum_clustered.evaluation import Settings, command, running
 from captum_clustered.evaluation import evaluate as run_evaluation
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.plan import FILLS, SCORES, TARGETS
@@ -120,6 +120,7 @@ def drawn():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), transform
 '''
 N_IMAGES = 6
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="there no process is forked")
 
 
 @pytest.fixture
@@ -651,8 +652,6 @@ def test_other_settings_do_not_mix(folder):
     line = one_error(evaluate(*FAST, "--no-controls"))
     assert "data (2 images" in line
     assert "limit (2 there, null now)" in line
-    line = one_error(evaluate("--method", "ablation-cam", "--no-controls", "--limit", 2))
-    assert "variants (there also clustered-cam K=2" in line
     other = evaluate(*FAST, "--no-controls", "--limit", 2, model="evaluated_nets:fussy")
     assert "model (evaluated_nets:net there, evaluated_nets:fussy now)" in one_error(other)
     assert (folder / "out/rows.jsonl").read_bytes() == before
@@ -692,8 +691,35 @@ def test_metrics_can_be_added_later(folder):
     assert numbers("new") == both
     assert table("new") == table("out")
     assert "out has 2 of 2 rows" in evaluate(*options, "--metric", "adc,deletion,pic").stderr
-    line = one_error(evaluate(*options, "--metric", "adc"))
-    assert "metrics (there also pic, deletion); step (224 there, null now)" in line
+
+
+def test_some_of_the_methods_and_metrics_can_be_shown(folder):
+    options = ["--limit", 2, "--no-controls"]
+    every = ["--method", "ablation-cam,grad-cam", "--metric", "adc,deletion"]
+    assert evaluate(*options, *every).exit_code == 0
+    whole, tables = (folder / "out/rows.jsonl").read_bytes(), table("out")
+    result = evaluate(*options, "--method", "grad-cam", "--metric", "deletion")
+    assert result.exit_code == 0, result.output
+    assert (
+        "out also has the variants ablation-cam: their numbers stay, and are not" in result.stderr
+    )
+    assert "out also has the metrics adc: their numbers stay, and are not shown" in result.stderr
+    assert "out has 2 of 2 rows" in result.stderr
+    assert sorted((folder / "out/rows.jsonl").read_bytes().splitlines()) == sorted(
+        whole.splitlines()
+    )
+    (line,) = table("out")
+    assert line["method"] == "grad-cam"
+    assert "adc" not in line
+    assert line == {name: tables[1][name] for name in line}
+    # what is added to a part is added to the rows that are there
+    assert evaluate(*options, "--method", "grad-cam", "--metric", "pic").exit_code == 0
+    result = evaluate(*options, *every)
+    assert "out has 4 of 4 rows" in result.stderr
+    assert table("out") == tables
+    config = json.loads((folder / "out/config.json").read_text())["compared"]
+    assert config["metrics"] == ["adc", "deletion", "area", "pic"]
+    assert config["step"] == 224
 
 
 def test_an_image_that_changed_is_not_mixed_with_the_old_one(folder):
@@ -734,6 +760,39 @@ def test_the_results_may_lie_in_the_data(folder):
 def test_what_is_to_be_done_is_said_before_it_starts(folder):
     result = evaluate("--method", "grad-cam", "--no-controls")
     assert f"note: {N_IMAGES} images x 1 variant = {N_IMAGES} rows\n" in result.stderr
+
+
+def test_what_all_will_cost_is_said_after_the_first_rows(folder, monkeypatch):
+    monkeypatch.setattr(command, "_SOON", 0)
+    result = evaluate("--method", "grad-cam,ablation-cam", "--no-controls", "--batch-size", 2)
+    assert result.exit_code == 0, result.output
+    found = re.search(
+        rf"note: {N_IMAGES} images x 2 variants, each row as long as (\d+) forward passes of an "
+        r"image: about \d+ seconds? to go\n",
+        result.stderr,
+    )
+    assert found, result.stderr
+    assert int(found[1]) >= 1
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=ON_LINUX)])
+def test_images_are_read_ahead_with_the_same_rows(folder, monkeypatch, workers):
+    monkeypatch.syspath_prepend(folder)
+    Path("images/1.png").write_bytes(b"no picture")
+    given = []
+    loader = running.DataLoader
+    monkeypatch.setattr(
+        running, "DataLoader", lambda *a, **k: given.append(k["num_workers"]) or loader(*a, **k)
+    )
+    settings = {"data": Path("images"), "model": "evaluated_nets:net", "layer": "features"}
+    settings |= {"methods": ("grad-cam",), "controls": False, "device": "cpu", "batch_size": 2}
+    for out, number in (("ahead", workers), ("alone", 0)):
+        run_evaluation(Settings(**settings, out=Path(out), workers=number), lambda line: None)
+    assert given == [workers] * (workers > 0)
+    ahead, alone = numbers("ahead"), numbers("alone")
+    assert ahead == alone
+    assert [row["status"] for row in ahead].count("failed") == 1
+    assert json.loads(Path("ahead/config.json").read_text())["machine"]["workers"] == workers
 
 
 def test_a_class_that_the_model_does_not_have_is_named(folder):
@@ -870,4 +929,5 @@ def test_every_method_and_control_is_calibrated(folder):
     assert "| ADC ↓ | ADC, calibrated ↓ |" in summary
     assert "- Calibrated: each map on the one of a few rising curves" in summary
     again = evaluate("--method", "calibrated-cam", *FAST[2:], "--limit", 3)
-    assert "metrics (" in one_error(again)
+    assert again.exit_code == 0
+    assert "out also has the metrics adc_calibrated" in again.stderr
