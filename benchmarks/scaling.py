@@ -1,4 +1,4 @@
-"""Time over the number of groups, of maps, of images, the depth of the layer, and of processes.
+"""Time over the number of groups, maps, images and processes, the depth of the layer, and of rows.
 
 All values of an axis take turns within a round, as the methods do in :mod:`benchmarks.runtime`. Two
 lines are fitted: a power of the value, and a fixed part with a part for each unit.
@@ -24,11 +24,14 @@ from scipy.stats import linregress
 from benchmarks.cases import NETWORKS, Case, Tiny, build, settle
 from benchmarks.floor import flops
 from benchmarks.results import Row
+from benchmarks.rows import VARIANTS
 from benchmarks.timing import quartiles, rounds
 from captum_clustered.layers import find_layer
 
 __all__ = ["Plan", "cases", "described", "fits", "measure"]
 
+_ENGINES = ("duckdb", "python")
+_MOST_FOR_PYTHON = 10**6
 _METHOD = "ClusteredLayerAblation kmeans"
 
 
@@ -44,6 +47,8 @@ class Plan:
         batch (tuple[int, ...]): Numbers of images.
         processes (tuple[int, ...]): Numbers of processes of one thread each.
         images (int): Images that the processes share.
+        rows (tuple[int, ...]): Numbers of rows on disk that become a table, see
+            :mod:`benchmarks.rows`.
         rounds (int): The most rounds.
         budget (float): Seconds after which no further round of an axis begins.
     """
@@ -55,6 +60,7 @@ class Plan:
     batch: tuple[int, ...] = (1, 2, 4, 8)
     processes: tuple[int, ...] = (1, 2)
     images: int = 16
+    rows: tuple[int, ...] = (10**4, 10**5)
     rounds: int = 7
     budget: float = 25.0
 
@@ -69,6 +75,7 @@ class Plan:
             batch=(1, 2, 4, 8, 16, 32),
             processes=tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= cores),
             images=64,
+            rows=(10**4, 10**5, 10**6, 10**7),
             rounds=15,
             budget=240.0,
         )
@@ -84,6 +91,7 @@ class Plan:
             batch=(1, 2),
             processes=(1, 2),
             images=4,
+            rows=(100, 1000),
         )
 
 
@@ -92,11 +100,11 @@ def cases(plan: Plan) -> list[str]:
 
     Example::
 
-        >>> cases(Plan())
+        >>> cases(Plan())[:6]
         ['clusters/layer4', 'clusters/layer3', 'channels', 'batch', 'depth', 'processes']
     """
     names = [f"clusters/{layer}" for layer in plan.layers[:2]]
-    return [*names, "channels", "batch", "depth", "processes"]
+    return [*names, "channels", "batch", "depth", "processes", *(f"rows/{e}" for e in _ENGINES)]
 
 
 def measure(key: str, plan: Plan) -> list[Row]:
@@ -110,6 +118,10 @@ def measure(key: str, plan: Plan) -> list[Row]:
         *list*: A row for each value.
     """
     axis, _, layer = key.partition("/")
+    if axis == "rows":
+        # ten million lines take Python alone a quarter of an hour
+        numbers = [n for n in plan.rows if layer == "duckdb" or n <= _MOST_FOR_PYTHON]
+        return [_with_rows(number, layer) for number in numbers]
     if axis == "processes":
         return [_with_processes(plan, number) for number in plan.processes]
     points = list(_points(axis, layer, plan))
@@ -239,6 +251,33 @@ def _with_processes(plan: Plan, number: int) -> Row:
         "rounds": times,
         "floor": None,
         "images_per_second": plan.images / middle.median,
+    }
+
+
+def _with_rows(number: int, engine: str) -> Row:
+    """So many rows on disk, in a process of their own, once."""
+    command = [sys.executable, "-m", "benchmarks.rows", "--rows", str(number), "--engine", engine]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=7200, cwd=Path(__file__).parents[1]
+    )
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"{number} rows with {engine} failed: {last}")
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    seconds = sum(clock for name, (clock, _) in found["seconds"].items() if name != "write")
+    return {
+        "axis": "rows",
+        "network": "none",
+        "layer": engine,
+        "value": number,
+        "label": f"{number:,} rows",
+        "method": f"look up, merge, read and summarise by {engine}",
+        "seconds": asdict(quartiles([seconds])),
+        "rounds": [seconds],
+        "floor": None,
+        "images_per_second": number / len(VARIANTS) / seconds,
+        "parts": {name: clock for name, (clock, _) in found["seconds"].items()},
+        "peak_bytes": found["peak_bytes"],
     }
 
 
