@@ -27,6 +27,7 @@ from unittest import mock
 import numpy as np
 import typer
 
+from captum_clustered._files import require
 from captum_clustered.evaluation import reading, records, report
 from captum_clustered.evaluation.measures import METRICS
 from captum_clustered.evaluation.rows import Grid, Variant
@@ -176,6 +177,8 @@ def main(
     engine: Annotated[str, typer.Option()],
 ) -> None:
     """Simulates rows, summarises them, and prints the seconds and the peak of the memory."""
+    if engine == "duckdb":
+        require("duckdb", "scale", "to read many rows")
     with tempfile.TemporaryDirectory() as folder:
         grid = simulate(Path(folder), rows // len(VARIANTS))
         _, seconds = summarise(Path(folder), grid, engine == "duckdb")

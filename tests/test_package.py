@@ -373,7 +373,7 @@ def test_what_is_imported_is_declared():
     declared = set()
     for line in importlib.metadata.requires("captum-clustered"):
         requirement = Requirement(line)
-        extras = ["", "demo", "dicom", "html", "metrics", "nifti", "safetensors", "timm"]
+        extras = ["", "demo", "dicom", "html", "metrics", "nifti", "safetensors", "scale", "timm"]
         if requirement.marker is None or any(
             requirement.marker.evaluate({"extra": extra}) for extra in extras
         ):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from captum_clustered.evaluation.resampling import Resampled
+from captum_clustered.evaluation.resampling import LEVEL, Resampled, case_numbers
 from captum_clustered.evaluation.rows import Grid, Key, Row, Variant, title_of
 from captum_clustered.evaluation.table import Table
 from captum_clustered.statistics import Interval, rate_interval
@@ -174,7 +174,7 @@ def _drawn(
     table: Table, columns: Sequence[Column], pairs: Sequence[tuple[int, int]], seed: int
 ) -> Resampled:
     """The bootstrap of all that the tables show, in one go."""
-    means = Resampled(table.numbers_of_cases, seed)
+    means = Resampled(case_numbers(table.cases), seed)
     for name in (column.name for column in columns):
         found = [table.of(name, v) for v in range(table.grid.shape[1])]
         known = [~np.isnan(values) for values in found]
@@ -198,7 +198,7 @@ def _line(table: Table, v: int, columns: Sequence[Column], means: Resampled) -> 
         if column.is_rate and table.independent(known):
             intervals[column.name] = rate_interval(values[known])
         else:
-            intervals[column.name] = means.interval([(column.name, v)], values)
+            intervals[column.name] = _interval(means, [(column.name, v)], values)
     with_objects = any(column.needs_object for column in columns)
     shown = [*_MAP_FAULTS, "no_object"] if with_objects else _MAP_FAULTS
     seconds = table.values["seconds"][v, judged]
@@ -216,13 +216,21 @@ def _difference(
     table: Table, pair: tuple[int, int], columns: Sequence[Column], means: Resampled
 ) -> Difference:
     intervals = {
-        name: means.interval(
-            [(name, v) for v in pair], table.of(name, pair[0]) - table.of(name, pair[1])
+        name: _interval(
+            means, [(name, v) for v in pair], table.of(name, pair[0]) - table.of(name, pair[1])
         )
         for name in (column.name for column in columns)
     }
     first, second = (table.grid.variants[v] for v in pair)
     return Difference(first, second, intervals)
+
+
+def _interval(means: Resampled, names: Sequence[tuple[str, int]], values: np.ndarray) -> Interval:
+    """What :func:`captum_clustered.statistics.mean_interval` gives for these values."""
+    known = values[~np.isnan(values)]
+    estimate = float(known.mean()) if len(known) else math.nan
+    ends = means.ends(names, values)
+    return Interval(estimate, ends.low, ends.high, LEVEL, len(known), ends.cases, "percentile")
 
 
 def _references(variant: Variant, variants: Sequence[Variant]) -> list[Variant]:

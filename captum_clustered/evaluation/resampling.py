@@ -9,19 +9,18 @@ draw of their own. The intervals are those of `mean_interval`, up to rounding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_clustered.statistics import Interval
+__all__ = ["LEVEL", "Ends", "Resampled", "case_numbers"]
 
-__all__ = ["Resampled", "case_numbers"]
+LEVEL = 0.95
+"""Of all intervals."""
 
-_LEVEL = 0.95
 _N_RESAMPLES = 10_000
 _AT_A_TIME = 2**24  # numbers: how often each image was drawn, in so many draws
 _ROUNDING = 1e-12
@@ -65,6 +64,14 @@ class _Part:
         return sums
 
 
+class Ends(NamedTuple):
+    """The ends of an interval, and the number of cases that were drawn."""
+
+    low: float
+    high: float
+    cases: int
+
+
 class Resampled:
     """Means of columns in draws with replacement, the same draws for all.
 
@@ -83,7 +90,8 @@ class Resampled:
         >>> means = Resampled(None)
         >>> means.add("a", values, np.isfinite(values))
         >>> means.draw()
-        >>> means.interval(["a"], values) == mean_interval(values)
+        >>> alone = mean_interval(values)
+        >>> np.allclose(means.ends(["a"], values), [alone.low, alone.high, alone.n_cases])
         True
     """
 
@@ -146,8 +154,8 @@ class Resampled:
                 means = (rows @ columns.T) / (rows @ part.counts)[:, None]
                 part.drawn[begin : begin + len(rows)] = means  # type: ignore[index]
 
-    def interval(self, names: Sequence[Hashable], values: Array) -> Interval:
-        """The mean of a column, or of the first less the second, with its interval.
+    def ends(self, names: Sequence[Hashable], values: Array) -> Ends:
+        """The interval of the mean of a column, or of the first less the second.
 
         Args:
             names (sequence): One name, or two.
@@ -155,24 +163,20 @@ class Resampled:
                 part. Both columns were named with the images of the others.
 
         Returns:
-            *Interval*: NaN at both ends if there are fewer than two cases.
+            *Ends*: NaN if there are fewer than two cases.
         """
         known = ~np.isnan(values)
-        part, found = self._parts[known.tobytes()], values[known]
-        n, units = len(found), len(part.counts)
-        estimate = float(found.mean()) if n else math.nan
-        low = high = math.nan
-        if units > 1:
-            means = part.by_unit(found) / part.counts
-            if np.all(means == means[0]):  # all draws have the same mean
-                low = high = float(means[0])
-            elif part.drawn is not None:
-                columns = [part.drawn[:, part.names[name]] for name in names]
-                drawn = columns[0]
-                if len(columns) > 1:
-                    drawn = columns[0] - columns[1]
-                    # an interval that touches 0 must not leave it by rounding
-                    drawn[np.abs(drawn) <= _ROUNDING * np.abs(columns[0])] = 0
-                ends = [50 * (1 - _LEVEL), 50 * (1 + _LEVEL)]
-                low, high = (float(end) for end in np.percentile(drawn, ends))
-        return Interval(estimate, low, high, _LEVEL, n, units, "percentile")
+        part = self._parts[known.tobytes()]
+        units = len(part.counts)
+        if units < 2:
+            return Ends(np.nan, np.nan, units)
+        means = part.by_unit(values[known]) / part.counts
+        if part.drawn is None or np.all(means == means[0]):  # all draws have the same mean
+            return Ends(float(means[0]), float(means[0]), units)
+        first, *second = (part.drawn[:, part.names[name]] for name in names)
+        drawn = first
+        if second:
+            drawn = first - second[0]
+            drawn[np.abs(drawn) <= _ROUNDING * np.abs(first)] = 0  # as it is but for rounding
+        low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        return Ends(float(low), float(high), units)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_clustered.evaluation.resampling import case_numbers
 from captum_clustered.evaluation.rows import Grid, Row
 
 __all__ = ["FAULTS", "Table"]
@@ -52,11 +50,6 @@ class Table:
     faults: dict[str, NDArray[np.int64]]
     curves: dict[str, Array]
     failures: list[tuple[str, str, str | None]]
-
-    @cached_property
-    def numbers_of_cases(self) -> NDArray[np.int64] | None:
-        """See :func:`captum_clustered.evaluation.resampling.case_numbers`."""
-        return case_numbers(self.cases)
 
     def independent(self, chosen: NDArray[np.bool_]) -> bool:
         """Whether none of the chosen images, bool `(n,)`, has a case."""

@@ -21,6 +21,7 @@ from benchmarks import (
     pages,
     report,
     results,
+    rows,
     runtime,
     scaling,
     sections,
@@ -33,6 +34,7 @@ from benchmarks.masked import masked_methods
 from benchmarks.peers import output_of_input
 from benchmarks.thyroid import tables
 from benchmarks.timing import counted, extrapolate, quartiles, rounds
+from captum_clustered.evaluation.report import differences_csv, summary_csv
 from captum_clustered.layers import TargetLayer
 from captum_clustered.methods import METHODS
 
@@ -203,6 +205,36 @@ def test_scaling_over_processes():
     (row,) = scaling.measure("processes", scaling.replace(plan, processes=(2,), images=2))
     assert row["value"] == 2
     assert row["images_per_second"] == pytest.approx(2 / row["seconds"]["median"])
+
+
+def test_scaling_over_rows_on_disk():
+    plan = scaling.Plan().tiny()
+    found = [{"case": "rows/python", **row} for row in scaling.measure("rows/python", plan)]
+    assert [row["value"] for row in found] == [100, 1000]
+    assert list(found[0]["parts"]) == ["write", "look up", "merge", "read", "summarise"]
+    assert all(row["peak_bytes"] > 2**20 for row in found)
+    settings = {"full": False}
+    record = {"benchmark": "scaling", "settings": settings, "machine": results.machine()}
+    record["rows"] = found
+    results.check({**record, **scaling.fits(found)})
+    assert "### Rows on disk, read by python" in report.page({"scaling": {**record, "fits": []}})
+
+
+@pytest.mark.skipif(find_spec("duckdb") is None, reason="DuckDB is not installed")
+def test_simulated_rows_give_the_same_table_by_either_way(tmp_path):
+    tables = []
+    for engine in (True, False):
+        folder = tmp_path / str(engine)
+        folder.mkdir()
+        grid = rows.simulate(folder, 12)
+        assert len(list(folder.iterdir())) == 2
+        found, _ = rows.summarise(folder, grid, engine)
+        assert [path.name for path in folder.iterdir()] == ["rows.jsonl"]
+        assert [line.images for line in found.lines] == [12] * 20
+        assert len(found.differences) == 28
+        assert found.lines[1].intervals["pic"].method == "wilson"
+        tables.append([summary_csv(found), differences_csv(found)])
+    assert tables[0] == tables[1]
 
 
 def test_zoo_compares_two_layers(tmp_path):

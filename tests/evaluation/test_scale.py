@@ -144,7 +144,7 @@ def test_an_interval_that_touches_zero_does_not_leave_it_by_rounding():
     means.add("a", first, known)
     means.add("b", second, known)
     means.draw()
-    assert means.interval(["a", "b"], first - second).low == 0
+    assert means.ends(["a", "b"], first - second).low == 0
 
 
 def test_cases_that_nobody_shares_are_images():
@@ -154,7 +154,7 @@ def test_cases_that_nobody_shares_are_images():
     for means in (alone, cases):
         means.add("a", values, known)
         means.draw()
-    assert alone.interval(["a"], values) == cases.interval(["a"], values)
+    assert alone.ends(["a"], values) == cases.ends(["a"], values)
 
 
 # By an engine or without
