@@ -180,7 +180,7 @@ def _claim(job: Job, say: Callable[[str], object]) -> records.Done:
     out = job.settings.out
     more = records.check_config(out, job.config)
     if job.settings.retry_failed:
-        say(f"{counted(records.forget_failed(out), 'failed row')} tried again")
+        say(f"{counted(records.forget_failed(out, job.grid), 'failed row')} tried again")
     done = records.find_done(out, job.grid, job.metrics)
     records.check_inputs(out, job.inputs, done.judged)
     for kind, names in more.items():

@@ -47,7 +47,7 @@ _ROW_FILE = re.compile(r"rows(\.[1-9]\d*)?\.jsonl")  # no other file is read, me
 # of these all may be named, or some: other variants have rows of their own, metrics add to a row
 _GROWING = ("variants", "metrics")
 _STEP = "step"
-_BEHIND_METRICS = b', "original_score": '  # cannot be part of a text, which has \\" for its quotes
+_BEHIND_METRICS = b', "original_score": '  # cannot be part of a text, which has \" for its quotes
 
 
 class Rows:
@@ -195,11 +195,12 @@ def _is_before(name: str) -> bool:
     return name != "original_score"
 
 
-def forget_failed(folder: Path) -> int:
+def forget_failed(folder: Path, grid: Grid) -> int:
     """Removes the rows that failed, so that their images are tried again.
 
     Args:
         folder (Path): The folder.
+        grid (Grid): Of which images and variants.
 
     Returns:
         *int*: How many images and variants had such a row.
@@ -208,7 +209,7 @@ def forget_failed(folder: Path) -> int:
         _key(row)
         for path in _files(folder)
         for _, row in _lines(path, _numbers_of)
-        if row["status"] != "ok"
+        if row["status"] != "ok" and grid.place(_key(row)) is not None
     }
     if failed:
         for path in _files(folder):

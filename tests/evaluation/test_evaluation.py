@@ -592,9 +592,12 @@ def test_failed_rows_can_be_forgotten(tmp_path):
         rows.append(row("2", status="failed"))
     with records.Rows(tmp_path, rank=1) as rows:
         rows.append(row("3", status="failed"))
-    assert records.forget_failed(tmp_path) == 2
-    assert [key[0] for key in records.read_rows(tmp_path)] == ["1"]
-    assert records.forget_failed(tmp_path) == 0
+        rows.append(row("3", B, status="failed"))
+    grid = Grid("123", [A])
+    assert records.forget_failed(tmp_path, grid) == 2
+    # what nobody named is not made again, and stays
+    assert {key[:2] for key in records.read_rows(tmp_path)} == {("1", "a"), ("3", "b")}
+    assert records.forget_failed(tmp_path, grid) == 0
 
 
 def test_a_file_whose_content_changed_is_noticed(tmp_path, monkeypatch):
