@@ -28,7 +28,6 @@ __all__ = ["MEMORY", "read_table"]
 MEMORY = "1GiB"
 """What DuckDB may take; the rest goes to the disk."""
 
-_LONGEST = 2**28  # bytes in a line
 _VARIANT = {"method": "VARCHAR", "clusters": "BIGINT", "weighting": "VARCHAR"}
 _HEAD = {"image": "VARCHAR", **_VARIANT, "status": "VARCHAR"}
 _WORDS = ("case", "reason", "place", "map", "object")
@@ -92,7 +91,7 @@ def _lines(path: Path, kinds: Mapping[str, str]) -> str:
     columns = ", ".join(f"{_text(name)}: '{kind}'" for name, kind in kinds.items())
     return (
         f"read_json({_text(glob.escape(str(path)))}, format = 'newline_delimited', "
-        f"columns = {{{columns}}}, maximum_object_size = {_LONGEST})"
+        f"columns = {{{columns}}})"
     )
 
 
