@@ -28,7 +28,7 @@ __all__ = ["MEMORY", "read_table"]
 MEMORY = "1GiB"
 """What DuckDB may take; the rest goes to the disk."""
 
-_VARIANT = {"method": "VARCHAR", "clusters": "BIGINT", "weighting": "VARCHAR"}
+_VARIANT = dict.fromkeys(("method", "clusters", "weighting"), "VARCHAR")  # a number or "auto"
 _HEAD = {"image": "VARCHAR", **_VARIANT, "status": "VARCHAR"}
 _WORDS = ("case", "reason", "place", "map", "object")
 

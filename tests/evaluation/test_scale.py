@@ -167,14 +167,20 @@ def test_the_engine_and_python_read_the_same_table(tmp_path, monkeypatch, cases)
     folder.mkdir()
     rows = simulated(50, cases)
     path = written(folder, rows)
+    for row in rows[::5]:  # a number of groups may be chosen for each image
+        row["clusters"] = "auto" if row["clusters"] else None
+    path.unlink()
+    written(folder, rows)
     # some images and variants of the file only, in another order, and one that it does not have
-    grid = Grid([*grid_of(rows).images[5:40][::-1], "none.png"], VARIANTS[::-1])
+    more = Variant("clustered-cam", "auto", "drop")
+    grid = Grid([*grid_of(rows).images[5:40][::-1], "none.png"], [more, *VARIANTS[::-1]])
     monkeypatch.setattr(Table, "from_rows", None)
     found = reading.read_table(path, grid, METRICS, ["insertion"])
     monkeypatch.undo()
     expected = Table.from_rows(rows, grid, METRICS, ["insertion"])
     assert np.array_equal(found.state, expected.state)
     assert (found.state == -1).any()
+    assert (found.state[0] != 0).any()
     for name in (*METRICS, "seconds"):
         assert np.array_equal(found.values[name], expected.values[name], equal_nan=True), name
     for fault in FAULTS:
