@@ -1,4 +1,4 @@
-"""What the two programs, `benchmarks` and `benchmarks.thyroid`, have in common."""
+"""What the two programs, `benchmarks` and `benchmarks.ultrasound`, have in common."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ from benchmarks.cases import Case, build
 from benchmarks.floor import Flops, flops
 from benchmarks.masked import masked_methods
 from benchmarks.peers import output_of_input
-from benchmarks.thyroid import tables
 from benchmarks.timing import counted, extrapolate, quartiles, rounds
+from benchmarks.ultrasound import tables
 from captum_clustered.evaluation.report import differences_csv, summary_csv
 from captum_clustered.layers import TargetLayer
 from captum_clustered.methods import METHODS
@@ -354,7 +354,7 @@ def test_the_pages_are_made_from_the_committed_results():
     found = results.read(root / "benchmarks" / "results")
     kept = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert report.page(found, list(figures.FIGURES)) == kept
-    thyroid = (root / "docs" / "thyroid.md").read_text(encoding="utf-8")
+    thyroid = (root / "docs" / "ultrasound.md").read_text(encoding="utf-8")
     for path in (root / "benchmarks" / "results" / "thyroid").glob("*.json"):
         made = tables.markdown(json.loads(path.read_text(encoding="utf-8")))
         assert all(f"<!-- table {name} -->" in thyroid for name in made if "table-1" in name)

@@ -1,7 +1,9 @@
-"""Where a nodule is: polygons in the frame, and the masks that they fill."""
+"""Where a lesion is: polygons in the frame, and the masks that they fill."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Contour", "area", "binary", "clipped", "filled"]
+__all__ = ["Contour", "area", "binary", "clipped", "filled", "joined"]
 
 Contour = tuple[tuple[float, float], ...]
 
@@ -56,7 +58,7 @@ def clipped(contour: Contour, size: tuple[int, int]) -> Contour:
 
 
 def filled(contour: Contour, size: tuple[int, int]) -> Image.Image:
-    """A picture of that width and height, 255 on the nodule and 0 elsewhere."""
+    """A picture of that width and height, 255 on the lesion and 0 elsewhere."""
     from PIL import Image, ImageDraw
 
     mask = Image.new("L", size)
@@ -65,7 +67,7 @@ def filled(contour: Contour, size: tuple[int, int]) -> Image.Image:
 
 
 def binary(mask: Image.Image) -> Image.Image:
-    """A mask as 0 and 255: a pixel is on the nodule if it is brighter than half of the brightest.
+    """A mask as 0 and 255: a pixel is on the lesion if it is brighter than half of the brightest.
 
     So masks of 0 and 1 are read as well as those of 0 and 255, and the noise that JPEG leaves
     around an edge is not.
@@ -74,3 +76,15 @@ def binary(mask: Image.Image) -> Image.Image:
 
     values = np.asarray(mask if mask.mode[0] in "IF" else mask.convert("L"))
     return Image.fromarray(np.where(values > values.max() / 2, np.uint8(255), np.uint8(0)))
+
+
+def joined(masks: Sequence[Path]) -> Image.Image:
+    """The masks of one frame as one: 255 where any of them is."""
+    from PIL import Image, ImageChops
+
+    found = Image.Image()
+    for number, path in enumerate(masks):
+        with Image.open(path) as file:
+            mask = binary(file)
+        found = ImageChops.lighter(found, mask) if number else mask
+    return found

@@ -1,7 +1,11 @@
 """Cross-validation of a network on regions: resumable, with a hold-out nobody saw.
 
 What a network's lower part makes of each picture is computed once and kept; only what lies behind
-it is trained. A fold's own part tests it, the next fold stops it early, the others train it.
+it is trained. A fold's own part tests it; of the others, some cases say when to stop.
+
+Masked pictures are foreign to a network that saw none, and metrics that mask suffer from it. So a
+network can be trained with random masks among its pictures, filled with black as the metrics fill
+(the idea of Zheng et al., "F-Fidelity", ICLR 2025).
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,15 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.files import differing, write_json
-from benchmarks.thyroid.networks import NETWORKS, Network, TNet
-from benchmarks.thyroid.splits import HOLDOUT, Region, split
+from benchmarks.ultrasound.networks import NETWORKS, Network, TNet
+from benchmarks.ultrasound.splits import HOLDOUT, Region, split, stopping
 from captum_clustered._checks import check_int
 from captum_clustered._files import whole
 from captum_clustered.statistics import Interval, rate_interval
 
-__all__ = ["Training", "auc_interval", "best_of", "scores_of", "train"]
+__all__ = ["Training", "auc_interval", "checkpoint", "record_of", "scores_of", "train"]
 
-_BEST = "best.safetensors"
 _BATCH = 16  # pictures that pass the lower part together
 _RESAMPLES = 2000  # draws of the interval of the area under the ROC curve
 
@@ -41,11 +45,13 @@ class Training:
     """What can be chosen.
 
     Attributes:
-        network (str): A key of :data:`benchmarks.thyroid.networks.NETWORKS`.
+        network (str): A key of :data:`benchmarks.ultrasound.networks.NETWORKS`.
         folds (int): Number of folds.
-        holdout (float): Share of the regions that no fold sees.
+        holdout (float): Share of the regions that no fold sees. Neither counts where the data have
+            folds of their own.
         pictures (int): Variants of each region, the first as it is; the others are flipped, turned,
             cut and lit at random.
+        masks (bool): Whether half of the others are hidden in part.
         epochs (int): The most passes over the training part.
         patience (int): Passes without a lower loss on the stopping part.
         batch_size (int): Regions to a step.
@@ -59,8 +65,9 @@ class Training:
     folds: int = 10
     holdout: float = 1 / 6
     pictures: int = 8
-    epochs: int = 25
-    patience: int = 6
+    masks: bool = False
+    epochs: int = 15
+    patience: int = 4
     batch_size: int = 32
     learning_rate: float = 3e-4
     weight_decay: float = 1e-2
@@ -72,7 +79,7 @@ class Training:
             raise ValueError(
                 f"`network` must be one of {', '.join(NETWORKS)}; got {self.network!r}."
             )
-        check_int("folds", self.folds, 3)  # one tests, one stops
+        check_int("folds", self.folds, 2)
         for name in ("pictures", "epochs", "patience", "batch_size"):
             check_int(name, getattr(self, name), 1)
 
@@ -82,15 +89,18 @@ def train(
     out: Path,
     settings: Training,
     say: Callable[[str], object] = print,
+    tests: Mapping[str, Sequence[Region]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Trains all folds, or those that an earlier call did not finish.
 
     Args:
         regions (sequence of Region): All regions; those without a label are not used.
-        out (Path): Folder for ``fold0.safetensors``…, ``fold0.json``…, ``training.json`` and
-            ``best.safetensors``, the whole network of the best fold.
+        out (Path): Folder for ``fold0.safetensors``…, ``fold0.json``… and ``training.json``. What
+            the lower part gives is kept beside it, for all networks that have the same one.
         settings (Training): The choices.
         say (callable, optional): Told in a line what goes on. Default: print
+        tests (mapping, optional): Regions of other data sets by name, on which every fold's network
+            is tested. Default: none
 
     Returns:
         *dict*: What ``training.json`` says: settings, the folds with what they scored, their rates
@@ -99,43 +109,54 @@ def train(
     Raises:
         ValueError: If `out` has folds of other settings or regions, or there are too few cases.
     """
-    from safetensors.torch import load_file
-
     parts = split(regions, settings.folds, settings.holdout, settings.seed)
     known = [region for region in regions if region.name in parts]
+    folds = 1 + max(parts.values())
     out.mkdir(parents=True, exist_ok=True)
     _same_settings(out, settings, known, parts)
     network = NETWORKS[settings.network]
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        model = network.build(settings.pretrained)
-    missing = [k for k in range(settings.folds) if not (out / f"fold{k}.json").exists()]
+    missing = [k for k in range(folds) if not (out / f"fold{k}.json").exists()]
     if missing:
-        say(f"{settings.network}: {len(known)} regions, folds {', '.join(map(str, missing))}")
-        pictures = _kept(model, network, known, settings, out)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            model = network.build(settings.pretrained)
+        say(f"{out.name}: {len(known)} regions, folds {', '.join(map(str, missing))}")
+        pictures = _kept(model, network, known, settings, out, "")
+        unseen = {
+            name: (_kept(model, network, own, replace(settings, pictures=1), out, name), own)
+            for name, own in tests.items()
+        }
         for fold in missing:
-            row = _fold(copy.deepcopy(model), pictures, known, parts, fold, settings, out)
+            trained = copy.deepcopy(model)
+            row = _fold(trained, pictures, known, parts, fold, settings)
+            row["tests"] = {name: _malignant(trained, *test) for name, test in unseen.items()}
+            _save(trained.state_dict(), checkpoint(out, fold))
+            write_json(out / f"fold{fold}.json", row)  # last: it says that the fold is done
             say(f"fold {fold}: {row['epochs']} epochs, {row['seconds']:.0f} s")
-    folds = [json.loads((out / f"fold{k}.json").read_text()) for k in range(settings.folds)]
-    found = _summary(known, parts, folds, settings)
-    model.load_state_dict({**_fixed(model), **load_file(out / f"fold{found['best']}.safetensors")})
-    _save(model.state_dict(), out / _BEST)
+    rows = [json.loads((out / f"fold{k}.json").read_text()) for k in range(folds)]
+    found = _summary(known, parts, rows, settings, tests)
     write_json(out / "training.json", found)
     return found
 
 
-def best_of(out: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a training, and what ``training.json`` says.
+def checkpoint(out: Path, fold: int) -> Path:
+    """The file of a fold's network, the whole of it."""
+    return out / f"fold{fold}.safetensors"
+
+
+def record_of(out: Path) -> dict[str, Any]:
+    """What ``training.json`` says.
 
     Raises:
-        ValueError: If there was none, or it did not finish.
+        ValueError: If there was no training, or it did not finish.
     """
     if not (out / "training.json").is_file():
         raise ValueError(
             f"`out` must have a finished training; {out} has none. Run "
-            "python -m benchmarks.thyroid train first."
+            "python -m benchmarks.ultrasound train first."
         )
-    return out / _BEST, json.loads((out / "training.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    return found
 
 
 # --- one fold -------------------------------------------------------------------------------------
@@ -148,15 +169,14 @@ def _fold(
     parts: dict[str, int],
     fold: int,
     settings: Training,
-    out: Path,
 ) -> dict[str, Any]:
     begin = time.perf_counter()
     generator = torch.Generator().manual_seed(1000 * settings.seed + fold)
     labels = torch.tensor([region.label for region in regions])
     part = torch.tensor([parts[region.name] for region in regions])
-    stopping = (fold + 1) % settings.folds
-    learns = ((part != HOLDOUT) & (part != fold) & (part != stopping)).nonzero().flatten()
-    stops = (part == stopping).nonzero().flatten()
+    others = ((part != HOLDOUT) & (part != fold)).nonzero().flatten()
+    teaching, telling = stopping([regions[i] for i in others.tolist()], seed=settings.seed)
+    learns, stops = others[teaching], others[telling]
     weights = len(learns) / (2 * torch.bincount(labels[learns], minlength=2)).float()
     trained = [*model.features.parameters(), *model.head.parameters()]
     optimizer = torch.optim.AdamW(
@@ -185,20 +205,21 @@ def _fold(
         if since >= settings.patience:
             break
     model.load_state_dict({**_fixed(model), **kept})
-    judged = (part == fold) | (part == HOLDOUT) | (part == stopping)
-    malignant = _scores(model, pictures[judged, 0]).softmax(1)[:, 1].tolist()
-    names = [region.name for region, is_judged in zip(regions, judged, strict=True) if is_judged]
-    row = {
+    judged = ((part == fold) | (part == HOLDOUT)).nonzero().flatten()
+    return {
         "fold": fold,
         "epochs": len(losses),
         "losses": losses,
         "loss": best,
         "seconds": time.perf_counter() - begin,
-        "malignant": dict(zip(names, malignant, strict=True)),
+        "malignant": _malignant(model, pictures[judged], [regions[i] for i in judged.tolist()]),
     }
-    _save(kept, out / f"fold{fold}.safetensors")
-    write_json(out / f"fold{fold}.json", row)  # last: it says that the fold is done
-    return row
+
+
+def _malignant(model: TNet, pictures: Tensor, regions: Sequence[Region]) -> dict[str, float]:
+    """The probability of a malignant lesion for each region by its name, as it is."""
+    found = _scores(model, pictures[:, 0]).softmax(1)[:, 1].tolist()
+    return {region.name: p for region, p in zip(regions, found, strict=True)}
 
 
 @torch.no_grad()
@@ -219,16 +240,21 @@ def _fixed(model: TNet) -> dict[str, Tensor]:
 
 
 def _kept(
-    model: TNet, network: Network, regions: Sequence[Region], settings: Training, out: Path
+    model: TNet,
+    network: Network,
+    regions: Sequence[Region],
+    settings: Training,
+    out: Path,
+    name: str,
 ) -> Tensor:
-    """What the lower part makes of each picture, `(regions, variants, …)` in half precision.
-
-    The file belongs to these regions and settings, as :func:`_same_settings` saw to.
-    """
+    """What the lower part makes of each picture, `(regions, variants, …)` in half precision."""
     from safetensors.torch import load_file
 
-    file = out / "lower.safetensors"
+    kind = [network.lower or network.name, name or "own", *(["masked"] if settings.masks else [])]
+    digest = _digest(regions, str(settings.pictures), str(settings.pretrained), str(settings.seed))
+    file = out.parent / "lower" / f"{'-'.join(kind)}-{digest}.safetensors"
     if not file.exists():
+        file.parent.mkdir(exist_ok=True)
         with torch.no_grad():
             made = [
                 model.eval().lower(torch.stack(batch)).half()
@@ -265,7 +291,10 @@ def _pictures(network: Network, regions: Sequence[Region], settings: Training) -
             image = file.convert("RGB")
         generator = torch.Generator().manual_seed(settings.seed * 100_003 + number)
         for variant in range(settings.pictures):
-            yield transform(image if variant == 0 else _varied(image, generator))
+            picture = _varied(image, generator) if variant else image
+            if settings.masks and variant % 2:
+                picture = _hidden(picture, generator)
+            yield transform(picture)
 
 
 def _varied(image: Any, generator: torch.Generator) -> Any:
@@ -288,6 +317,23 @@ def _varied(image: Any, generator: torch.Generator) -> Any:
     return vision.adjust_contrast(image, drawn(0.8, 1.2))
 
 
+def _hidden(image: Any, generator: torch.Generator) -> Any:
+    """An image through a random mask: blocks, or smooth blobs as a heat map has them; black."""
+    from PIL import Image
+
+    kind, cells, share = torch.rand(3, generator=generator).tolist()
+    side = 3 + int(6 * cells)
+    field = torch.rand(1, 1, side, side, generator=generator)
+    height, width = image.height, image.width
+    if kind < 0.5:
+        mask = F.interpolate((field < 0.2 + 0.6 * share).float(), (height, width))
+    else:
+        smooth = F.interpolate(field, (height, width), mode="bicubic", align_corners=False)
+        mask = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    pixels = np.asarray(image, dtype=np.float32) * mask[0, 0, :, :, None].numpy()
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
 # --- what it came to ------------------------------------------------------------------------------
 
 
@@ -296,19 +342,19 @@ def _summary(
     parts: dict[str, int],
     folds: Sequence[dict[str, Any]],
     settings: Training,
+    tests: Mapping[str, Sequence[Region]],
 ) -> dict[str, Any]:
-    def rates(names: Sequence[str], malignant: Sequence[float]) -> dict[str, Any]:
-        labels = np.array([label_of[name] for name in names])
-        return scores_of(labels, np.array(malignant), [case_of[name] for name in names])
+    def rates(malignant: Mapping[str, float], known: Sequence[Region]) -> dict[str, Any]:
+        own = [region for region in known if region.name in malignant and region.label is not None]
+        labels = np.array([region.label for region in own])
+        probabilities = np.array([malignant[region.name] for region in own])
+        return scores_of(labels, probabilities, [region.case for region in own])
 
-    label_of = {region.name: region.label for region in regions}
-    case_of = {region.name: region.case for region in regions}
     own = [
         {name: p for name, p in row["malignant"].items() if parts[name] == row["fold"]}
         for row in folds
     ]
-    held = [name for name in label_of if parts[name] == HOLDOUT]
-    by_fold = [rates(list(part), list(part.values())) for part in own]
+    by_fold = [rates(part, regions) for part in own]
     # high and balanced: the paper's words for how it chose
     best = max(
         range(len(folds)),
@@ -317,6 +363,7 @@ def _summary(
             -folds[k]["loss"],
         ),
     )
+    held = {n: p for n, p in folds[best]["malignant"].items() if parts[n] == HOLDOUT}
     pooled = {name: p for part in own for name, p in part.items()}
     return {
         "settings": asdict(settings),
@@ -326,10 +373,24 @@ def _summary(
             {"fold": row["fold"], "epochs": row["epochs"], "seconds": row["seconds"], **found}
             for row, found in zip(folds, by_fold, strict=True)
         ],
-        "pooled": rates(list(pooled), list(pooled.values())),
+        "pooled": rates(pooled, regions),
         "best": best,
-        "malignant": folds[best]["malignant"],
-        "holdout": rates(held, [folds[best]["malignant"][name] for name in held]),
+        "malignant": {**pooled, **held},
+        "holdout": rates(held, regions) if held else None,
+        "tests": {
+            name: {
+                "malignant": folds[best]["tests"][name],
+                "rates": rates(folds[best]["tests"][name], known),
+                "mean_of_folds": rates(
+                    {
+                        r.name: float(np.mean([f["tests"][name][r.name] for f in folds]))
+                        for r in known
+                    },
+                    known,
+                ),
+            }
+            for name, known in tests.items()
+        },
         "seconds": sum(row["seconds"] for row in folds),
     }
 
@@ -410,14 +471,19 @@ def _area(labels: np.ndarray, scores: np.ndarray) -> float:
 # --- files ----------------------------------------------------------------------------------------
 
 
+def _digest(regions: Sequence[Region], *more: str) -> str:
+    digest = hashlib.sha256(" ".join(more).encode())
+    for region in regions:
+        digest.update(f"{region.name} {region.label} {region.case}".encode())
+        digest.update(region.path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _same_settings(
     out: Path, settings: Training, regions: Sequence[Region], parts: dict[str, int]
 ) -> None:
-    digest = hashlib.sha256()
-    for region in regions:
-        digest.update(f"{region.name} {region.label} {region.case} {parts[region.name]}".encode())
-        digest.update(region.path.read_bytes())
-    chosen = {**asdict(settings), "data": digest.hexdigest()[:12]}
+    dealt = (str(parts[region.name]) for region in regions)
+    chosen = {**asdict(settings), "data": _digest(regions, *dealt)}
     path = out / "settings.json"
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))

@@ -5,11 +5,13 @@ fine-tuned is the likely reading. Its weights for ImageNet come from torchvision
 them. EfficientNet-Lite0 has its weights in a package and trains on two cores. Its head is linear
 after pooling, though, where the drop of a group is the sum of its members' drops; so there is a
 third network, whose head is like VGG's: 512 maps of 14 x 14, then three fully connected layers.
+A transformer, DINOv2's ViT-S, has signed maps of tokens; it is explained at the first norm of its
+last block.
 
 Each function without arguments makes its network for ``--model``, to be used with a checkpoint::
 
-    captum-clustered evaluate --model benchmarks.thyroid.networks:lite0 --layer features \
-        --checkpoint thyroid/lite0/best.safetensors --data thyroid/unseen.csv
+    captum-clustered evaluate --model benchmarks.ultrasound.networks:lite0 --layer features \
+        --checkpoint ultrasound/lite0/best.safetensors --data ultrasound/unseen.csv
 """
 
 from __future__ import annotations
@@ -25,13 +27,10 @@ from torch import Tensor, nn
 
 from captum_clustered.models import Prepared, load, prepare
 
-__all__ = ["CLASSES", "LAYER", "NETWORKS", "Network", "TNet", "lite0", "lite0_vgg", "vgg19"]
+__all__ = ["CLASSES", "NETWORKS", "Network", "TNet", "dino", "lite0", "lite0_vgg", "vgg19"]
 
 CLASSES = ("benign", "malignant")
 """The classes, in the order of the outputs."""
-
-LAYER = "features"
-"""The module whose output are the maps of the last convolution, after its activation."""
 
 _LITE0 = ([127 / 255] * 3, [128 / 255] * 3)
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -42,7 +41,7 @@ class TNet(nn.Module):
 
     Args:
         lower (nn.Module): Keeps the weights that it comes with.
-        features (nn.Module): Gives the maps of the last convolution, after its activation.
+        features (nn.Module): Learns; what it gives is what the head sees.
         head (nn.Module): Makes scores of the maps.
     """
 
@@ -75,6 +74,10 @@ class Network:
         std (list[float]): Of the normalisation.
         linear_head (bool): Whether a group's drop is the sum of its members' drops.
         spec (str): Name of the function that makes it for ``--model``.
+        layer (str): Whose output is explained. Default: ``"features"``, the maps of the last
+            convolution behind its activation
+        lower (str): Networks with the same word have the same lower part, and the same pictures.
+            Default: the network's name
     """
 
     name: str
@@ -83,6 +86,8 @@ class Network:
     std: list[float]
     linear_head: bool
     spec: str
+    layer: str = "features"
+    lower: str = ""
 
     def transform(self) -> Any:
         """Turns a region, a PIL image, into the network's input."""
@@ -99,7 +104,7 @@ class Network:
     def prepared(self, checkpoint: Path) -> Prepared:
         """The network with trained weights on the CPU, ready to be explained."""
         name = f"{__name__}:{self.spec}"
-        return prepare(name, layer=LAYER, checkpoint=checkpoint, device="cpu")
+        return prepare(name, layer=self.layer, checkpoint=checkpoint, device="cpu")
 
 
 def _lite0_blocks(pretrained: bool) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -140,13 +145,51 @@ def _vgg19(pretrained: bool) -> TNet:
     return TNet(net.features[:28], net.features[28:36], head)
 
 
+class _Embedded(nn.Module):
+    """From an image to tokens with their positions, `(N, 257, 384)`."""
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.patch_embed = vit.patch_embed
+        self.cls_token = vit.cls_token
+        self.pos_embed = vit.pos_embed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From `(N, 3, 224, 224)`."""
+        patches = self.patch_embed(images)
+        return torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1) + self.pos_embed
+
+
+class _Pooled(nn.Module):
+    """The class token beside the mean of the patches: from `(N, T, width)` to `(N, 2 width)`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As DINOv2's own linear head has it."""
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+
+
+def _dino(pretrained: bool) -> TNet:
+    from benchmarks.dino import network
+
+    vit: Any = network(pretrained=pretrained)
+    lower = nn.Sequential(_Embedded(vit), *vit.blocks[:-1])
+    features = nn.Sequential(vit.blocks[-1], vit.norm)
+    head = nn.Sequential(_Pooled(), nn.Dropout(0.2), nn.Linear(2 * 384, len(CLASSES)))
+    return TNet(lower, features, head)
+
+
 NETWORKS = MappingProxyType(
     {
         network.name: network
         for network in (
-            Network("lite0", _lite0, *_LITE0, linear_head=True, spec="lite0"),
-            Network("lite0-vgg", _lite0_vgg, *_LITE0, linear_head=False, spec="lite0_vgg"),
+            Network("lite0", _lite0, *_LITE0, linear_head=True, spec="lite0", lower="lite0"),
+            Network(
+                "lite0-vgg", _lite0_vgg, *_LITE0, linear_head=False, spec="lite0_vgg", lower="lite0"
+            ),
             Network("vgg19", _vgg19, *_IMAGENET, linear_head=False, spec="vgg19"),
+            Network(
+                "dino", _dino, *_IMAGENET, linear_head=False, spec="dino", layer="features.0.norm1"
+            ),
         )
     }
 )
@@ -172,3 +215,8 @@ def lite0_vgg() -> tuple[nn.Module, Any]:
 def vgg19() -> tuple[nn.Module, Any]:
     """VGG-19 with two classes, and its transform."""
     return _made("vgg19")
+
+
+def dino() -> tuple[nn.Module, Any]:
+    """DINOv2's ViT-S/14 with two classes, and its transform."""
+    return _made("dino")

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.files import write_table
-from benchmarks.thyroid.contours import Contour, filled
+from benchmarks.ultrasound.contours import Contour, filled
 from captum_clustered._files import whole
 
 __all__ = ["ATTRIBUTES", "Phantom", "phantom", "write"]
@@ -243,7 +243,7 @@ def write(
     *,
     benign_calipers: float = 0.0,
 ) -> Path:
-    """Writes frames as a data set of one's own, see :mod:`benchmarks.thyroid.data`.
+    """Writes frames as a data set of one's own, see :mod:`benchmarks.ultrasound.data`.
 
     Args:
         out (Path): Folder for ``images/`` and ``phantom.csv``.

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.thyroid import phantom as phantoms
-from benchmarks.thyroid.contours import area, binary, clipped, filled
-from benchmarks.thyroid.data import Nodule, Skipped, read
-from benchmarks.thyroid.regions import crop, crop_mask, prepare, region
+from benchmarks.ultrasound import phantom as phantoms
+from benchmarks.ultrasound.contours import area, binary, clipped, filled, joined
+from benchmarks.ultrasound.data import Lesion, Skipped, read
+from benchmarks.ultrasound.regions import crop, crop_mask, prepare, region
 
 SQUARE = ((10, 10), (30, 10), (30, 25), (10, 25))
 
@@ -52,14 +52,14 @@ def test_ddti_every_polygon_is_a_nodule(tmp_path):
     other = ((40, 5), (50, 5), (50, 15))
     _case(tmp_path / "xml" / "7.xml", 7, "4a", _1=_svg(SQUARE, other), _2=_svg(other))
 
-    nodules, skipped = read(tmp_path)
+    lesions, skipped = read(tmp_path, "ddti")
 
     assert skipped == []
-    assert [n.name for n in nodules] == ["7_1-1", "7_1-2", "7_2"]
-    assert [n.tags for n in nodules] == [("with_artifacts",), ("with_artifacts",), ()]
-    assert {n.case for n in nodules} == {"7"}
-    assert nodules[0].contour == tuple((float(x), float(y)) for x, y in SQUARE)
-    assert nodules[0].image.name == "7_1.jpg"
+    assert [n.name for n in lesions] == ["7_1-1", "7_1-2", "7_2"]
+    assert [n.tags for n in lesions] == [("with_artifacts",), ("with_artifacts",), ()]
+    assert {n.case for n in lesions} == {"7"}
+    assert lesions[0].contour == tuple((float(x), float(y)) for x, y in SQUARE)
+    assert lesions[0].image.name == "7_1.jpg"
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_ddti_every_polygon_is_a_nodule(tmp_path):
 def test_ddti_label_is_tirads(tmp_path, tirads, label):
     _picture(tmp_path / "1_1.jpg")
     _case(tmp_path / "1.xml", 1, tirads, _1=_svg(SQUARE))
-    assert [n.label for n in read(tmp_path)[0]] == [label]
+    assert [n.label for n in read(tmp_path, "ddti")[0]] == [label]
 
 
 def test_ddti_cases_come_in_the_order_of_their_numbers(tmp_path):
     for number in (10, 9, 100):
         _picture(tmp_path / f"{number}_1.jpg")
         _case(tmp_path / f"{number}.xml", number, "2", _1=_svg(SQUARE))
-    assert [n.case for n in read(tmp_path)[0]] == ["9", "10", "100"]
+    assert [n.case for n in read(tmp_path, "ddti")[0]] == ["9", "10", "100"]
 
 
 def test_ddti_faults_are_listed_and_stop_nothing(tmp_path):
@@ -106,9 +106,9 @@ def test_ddti_faults_are_listed_and_stop_nothing(tmp_path):
     (tmp_path / "3.xml").write_bytes(b"<?xml version='1.0' encoding='martian'?><case/>")
     _case(tmp_path / "4.xml", 1, "5", _1=_svg(SQUARE))
 
-    nodules, skipped = read(tmp_path)
+    lesions, skipped = read(tmp_path, "ddti")
 
-    assert [n.name for n in nodules] == ["1_1", "1_9-2"]
+    assert [n.name for n in lesions] == ["1_1", "1_9-2"]
     reasons = _reasons(skipped)
     assert reasons.pop("2.xml").startswith("not XML")
     assert reasons.pop("3.xml").startswith("not XML")
@@ -131,8 +131,8 @@ def test_ddti_faults_are_listed_and_stop_nothing(tmp_path):
 def test_ddti_contour_that_leaves_the_frame_is_clipped(tmp_path):
     _picture(tmp_path / "1_1.jpg", size=(60, 40))
     _case(tmp_path / "1.xml", 1, "2", _1=_svg(((40, 10), (80, 10), (80, 30), (40, 30))))
-    (nodule,), _ = read(tmp_path)
-    assert set(nodule.contour) == {(40, 10), (60, 10), (60, 30), (40, 30)}
+    (lesion,), _ = read(tmp_path, "ddti")
+    assert set(lesion.contour) == {(40, 10), (60, 10), (60, 30), (40, 30)}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1" + 400 * "0"])
@@ -141,17 +141,17 @@ def test_ddti_points_that_are_no_numbers(tmp_path, number):
     svg = f'[{{"points": [{{"x": {number}, "y": 1}}, {{"x": 9, "y": 1}}, {{"x": 9, "y": 9}}]}}]'
     _case(tmp_path / "1.xml", 1, "2", _1=svg)
     with pytest.raises(ValueError, match=r"1_1: the contour (cannot be read|has points)"):
-        read(tmp_path)
+        read(tmp_path, "ddti")
 
 
 def test_ddti_as_released(shared_data):
     if not (shared_data / "ddti" / "xml").is_dir():
         pytest.skip("needs DDTI in the folder of real images")
-    nodules, skipped = read(shared_data / "ddti")
-    assert len(nodules) == 657
-    assert len({n.image for n in nodules}) == 470
-    assert len({n.name for n in nodules}) == 657
-    images = {label: {n.image for n in nodules if n.label == label} for label in (0, 1)}
+    lesions, skipped = read(shared_data, "ddti")
+    assert len(lesions) == 657
+    assert len({n.image for n in lesions}) == 470
+    assert len({n.name for n in lesions}) == 657
+    images = {label: {n.image for n in lesions if n.label == label} for label in (0, 1)}
     assert {label: len(found) for label, found in images.items()} == {0: 60, 1: 286}
     assert {line.reason for line in skipped} == {"no contour"}
 
@@ -178,23 +178,23 @@ def test_tn3k_both_parts_have_their_own_labels(tmp_path):
     _tn3k(tmp_path)
     (tmp_path / "label4trainval.csv").write_text("name,label\n0000.jpg,1\n0001.jpg,0\n")
     (tmp_path / "label4test.csv").write_text(",image,class\n0,0000.jpg,0\n1,0001.jpg,malignant\n")
-    nodules, skipped = read(tmp_path)
+    lesions, skipped = read(tmp_path, "tn3k")
     assert skipped == []
-    assert {n.name: n.label for n in nodules} == {
+    assert {n.name: n.label for n in lesions} == {
         "trainval-0000": 1,
         "trainval-0001": 0,
         "trainval-0002": None,
         "test-0000": 0,
         "test-0001": 1,
     }
-    assert len({n.case for n in nodules}) == 5
-    assert {n.tags for n in nodules} == {("trainval",), ("test",)}
+    assert len({n.case for n in lesions}) == 5
+    assert {n.tags for n in lesions} == {("trainval",), ("test",)}
 
 
 def test_tn3k_another_parts_labels_are_not_taken(tmp_path):
     _tn3k(tmp_path)
     (tmp_path / "trainval.csv").write_text("0000.jpg,1\n")
-    labels = {n.name: n.label for n in read(tmp_path)[0]}
+    labels = {n.name: n.label for n in read(tmp_path, "tn3k")[0]}
     assert labels["trainval-0000"] == 1
     assert labels["test-0000"] is None
 
@@ -208,8 +208,8 @@ def test_tn3k_faults_are_listed(tmp_path):
     (tmp_path / "trainval-mask" / "0000.jpg").write_bytes(b"")
     (tmp_path / "trainval-image" / "0001.jpg").write_bytes(b"")
     (tmp_path / "test.csv").write_bytes(b"\xff\xfe\x00")
-    nodules, skipped = read(tmp_path)
-    assert [n.name for n in nodules] == ["trainval-0002"]
+    lesions, skipped = read(tmp_path, "tn3k")
+    assert [n.name for n in lesions] == ["trainval-0002"]
     reasons = _reasons(skipped)
     assert reasons.pop("test.csv").startswith("not a table")
     assert reasons == {
@@ -240,14 +240,14 @@ def test_table_with_contours_and_masks(tmp_path):
         "a/one.png,P1,1,40 5;50 5;50 15;,,",
         "a/one.png,,,,two-mask.png,",
     )
-    nodules, skipped = read(table)
+    lesions, skipped = read(table)
     assert skipped == []
-    assert [n.name for n in nodules] == ["0001-one", "0002-one", "0003-one"]
-    assert [n.case for n in nodules] == ["P1", "P1", "0003-one"]
-    assert [n.label for n in nodules] == [0, 1, None]
-    assert nodules[0].contour == tuple((float(x), float(y)) for x, y in SQUARE)
-    assert nodules[0].tags == ("biopsy", "left")
-    assert (nodules[2].contour, nodules[2].mask) == (None, tmp_path / "two-mask.png")
+    assert [n.name for n in lesions] == ["0001-one", "0002-one", "0003-one"]
+    assert [n.case for n in lesions] == ["P1", "P1", "0003-one"]
+    assert [n.label for n in lesions] == [0, 1, None]
+    assert lesions[0].contour == tuple((float(x), float(y)) for x, y in SQUARE)
+    assert lesions[0].tags == ("biopsy", "left")
+    assert (lesions[2].contour, lesions[2].masks) == (None, (tmp_path / "two-mask.png",))
 
 
 def test_table_columns_in_any_order_and_case(tmp_path):
@@ -276,8 +276,8 @@ def test_table_faults_are_listed(tmp_path):
         f"deep.png,P,0,{outline},,",
         "one.png",
     )
-    nodules, skipped = read(table)
-    assert [n.name for n in nodules] == ["0001-one"]
+    lesions, skipped = read(table)
+    assert [n.name for n in lesions] == ["0001-one"]
     assert _reasons(skipped) == {
         "0002-one": "label 'maybe' is none of 0, 1, benign, malignant",
         "0003-gone": "the picture cannot be read",
@@ -308,17 +308,107 @@ def test_table_of_another_encoding(tmp_path):
         read(table)
 
 
-def test_unknown_layout(tmp_path):
-    with pytest.raises(ValueError, match=r"`data` must be a CSV file, or a folder.*has none\."):
-        read(tmp_path)
-    with pytest.raises(ValueError, match=r"`data` must be a CSV file.*does not exist\."):
-        read(tmp_path / "gone")
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("busbra", r"BUS-BRA: a folder with bus_data.csv"),
+        ("busi", r"BUSI: a folder with benign/ and malignant/"),
+        ("ddti", r"DDTI: a folder with XML files"),
+        ("tn3k", r"TN3K: a folder with trainval-image/ or test-image/"),
+        ("csv", r"a table: a folder with one \*_table.csv"),
+    ],
+)
+def test_another_layout(tmp_path, dataset, words):
+    with pytest.raises(ValueError, match=rf"`data` must be {words}.*which has none\."):
+        read(tmp_path, dataset)
+    with pytest.raises(ValueError, match=r"`data` must be .*which does not exist\."):
+        read(tmp_path / "gone", dataset)
 
 
-def test_no_nodule_left_says_why(tmp_path):
+def test_an_unknown_data_set(tmp_path):
+    with pytest.raises(ValueError, match=r"`dataset` must be .*'busbra'.*'brain'"):
+        read(tmp_path, "brain")
+
+
+def test_no_lesion_left_says_why(tmp_path):
     _case(tmp_path / "1.xml", 1, "2", _1=_svg(SQUARE))
     with pytest.raises(ValueError, match=r"has none\. The first reason: 1_1: no picture of that"):
-        read(tmp_path)
+        read(tmp_path, "ddti")
+
+
+# --- breast ---------------------------------------------------------------------------------------
+
+
+def _busbra(folder, folds=True):
+    for name in ("0001-l", "0001-r", "0002-l", "0003-l"):
+        _picture(folder / "Images" / f"bus_{name}.png")
+        if name != "0003-l":
+            _mask(folder / "Masks" / f"mask_{name}.png")
+    lines = ["ID,Case,Pathology"]
+    lines += [f"bus_{name},{case},{word}" for name, case, word in (
+        ("0001-l", 1, "malignant"), ("0001-r", 1, "malignant"), ("0002-l", 2, "benign"),
+        ("0003-l", 3, "benign"))]  # fmt: skip
+    (folder / "bus_data.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if folds:
+        lines = ["ID,kFold", "bus_0001-l.png,3", "bus_0001-r.png,3", "bus_0002-l.png,5"]
+        (folder / "5-fold-cv.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_busbra_as_released(tmp_path):
+    _busbra(tmp_path / "busbra")
+    lesions, skipped = read(tmp_path, "busbra")  # the folder that has it in one of its name
+    assert [(n.name, n.case, n.label, n.fold) for n in lesions] == [
+        ("bus_0001-l", "1", 1, 3),
+        ("bus_0001-r", "1", 1, 3),
+        ("bus_0002-l", "2", 0, 5),
+    ]
+    assert [(line.what, line.reason) for line in skipped] == [
+        ("bus_0003-l", "the mask cannot be read")
+    ]
+    assert read(tmp_path / "busbra", "busbra")[0] == lesions
+    (tmp_path / "busbra" / "5-fold-cv.csv").unlink()
+    assert {n.fold for n in read(tmp_path, "busbra")[0]} == {None}
+
+
+def test_busi_as_released_joins_the_masks_of_a_frame(tmp_path):
+    for word in ("benign", "malignant", "normal"):
+        _picture(tmp_path / word / f"{word} (1).png")
+    left, right = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
+    left[5:15, 5:15], right[20:30, 30:45] = 255, 255
+    Image.fromarray(left).save(tmp_path / "benign" / "benign (1)_mask.png")
+    Image.fromarray(right).save(tmp_path / "benign" / "benign (1)_mask_1.png")
+    lesions, skipped = read(tmp_path, "busi")
+    (lesion,) = lesions
+    assert (lesion.name, lesion.label, len(lesion.masks)) == ("benign-1", 0, 2)
+    assert [(line.what, line.reason) for line in skipped] == [
+        ("malignant (1)", "no mask of that name")
+    ]
+    assert joined(lesion.masks).getbbox() == (5, 5, 45, 30)
+    (row,) = prepare(lesions, skipped, tmp_path / "out", str)
+    # 40 x 25 and 8 % of it on each side: 1.8 to 48.2, 3 to 32
+    assert (row["width"], row["height"]) == (48, 29)
+
+
+def test_a_table_has_folds_and_other_names_of_its_columns(tmp_path):
+    _picture(tmp_path / "busi" / "one.png")
+    _mask(tmp_path / "busi" / "mask.png")
+    (tmp_path / "busi" / "busi_table.csv").write_text(
+        "path,class,case,fold,mask\none.png,malignant,c,4,mask.png\none.png,benign,d,,mask.png\n",
+        encoding="utf-8",
+    )
+    for dataset in ("busi", "csv"):
+        place = tmp_path if dataset == "busi" else tmp_path / "busi"
+        lesions, _ = read(place, dataset)
+        assert [(n.label, n.case, n.fold) for n in lesions] == [(1, "c", 4), (0, "d", None)]
+
+
+def test_real_breast_data(shared_data):
+    lesions, skipped = read(shared_data, "busbra")
+    assert (len(lesions), skipped) == (1492, [])
+    assert {n.fold for n in lesions} == {1, 2, 3, 4}
+    lesions, skipped = read(shared_data, "busi")
+    assert [sum(n.label == label for n in lesions) for label in (0, 1)] == [320, 150]
+    assert {line.reason.split(" is ")[0] for line in skipped} == {"label 'normal'"}
 
 
 # --- regions --------------------------------------------------------------------------------------
@@ -454,16 +544,16 @@ def test_prepare_writes_regions_masks_and_tables(tmp_path):
     Image.fromarray(pixels).save(image)
     mask = _mask(tmp_path / "mask.png", value=1)
     contour = tuple((float(x), float(y)) for x, y in SQUARE)
-    nodules = [
-        Nodule("one", image, "P1", 0, contour=contour, tags=("a", "b")),
-        Nodule("two", image, "P2", None, mask=mask),
+    lesions = [
+        Lesion("one", image, "P1", 0, contour=contour, tags=("a", "b")),
+        Lesion("two", image, "P2", None, masks=(mask,)),
     ]
     said = []
 
-    rows = prepare(nodules, [Skipped("three", "no contour, alas")], tmp_path / "out", said.append)
+    rows = prepare(lesions, [Skipped("three", "no contour, alas")], tmp_path / "out", said.append)
 
     out = tmp_path / "out"
-    with (out / "nodules.csv").open(newline="") as file:
+    with (out / "lesions.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert table == [{name: str(value) for name, value in row.items()} for row in rows]
     # 20 x 15 and 8 % of it on each side: 8.4 to 31.6, 8.8 to 26.2
@@ -473,6 +563,7 @@ def test_prepare_writes_regions_masks_and_tables(tmp_path):
         "mask": "masks/one.png",
         "case": "P1",
         "label": "0",
+        "fold": "",
         "tags": "a b",
         "width": "24",
         "height": "19",
@@ -490,10 +581,23 @@ def test_prepare_writes_regions_masks_and_tables(tmp_path):
     with (out / "skipped.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["what", "reason"], ["three", "no contour, alas"]]
     assert said == [
-        "2 nodules of 2 cases: 1 benign (1 cases), 0 malignant (0 cases), 1 without label "
+        "2 lesions of 2 cases: 1 benign (1 cases), 0 malignant (0 cases), 1 without label "
         f"(1 cases); 1 left out, see {out / 'skipped.csv'}"
     ]
     assert not list(out.rglob("*.part"))
+
+
+def test_a_view_of_whole_frames(tmp_path):
+    image, mask = _picture(tmp_path / "a.png"), _mask(tmp_path / "m.png")
+    lesions = [Lesion("one", image, "P1", 0, masks=(mask,), fold=2)]
+    (row,) = prepare(lesions, [], tmp_path / "out", str, view="frame")
+    assert (row["width"], row["height"], row["fold"]) == (60, 40, 2)
+    with Image.open(tmp_path / "out" / row["mask"]) as file:
+        assert float((np.array(file) > 0).mean()) == pytest.approx(20 * 15 / 2400, abs=0.01)
+    with pytest.raises(ValueError, match=r"`out` must have one view.*has 'frame', not 'region'"):
+        prepare(lesions, [], tmp_path / "out", str)
+    with pytest.raises(ValueError, match=r"`view` must be"):
+        prepare(lesions, [], tmp_path / "other", str, view="half")
 
 
 # --- the phantom ----------------------------------------------------------------------------------
@@ -538,7 +642,7 @@ def test_phantom_echogenicity_is_seen(drawn):
             continue
         inside = _inside(made)
         rows, columns = np.nonzero(inside)
-        away = np.zeros_like(inside)  # gland beside the nodule, at its depth
+        away = np.zeros_like(inside)  # gland beside the lesion, at its depth
         away[rows.min() + 10 : rows.max() - 10, columns.min() - 8 : columns.max() + 9] = True
         away &= ~inside
         darker = np.median(made.image[away]) - np.median(made.image[inside])
@@ -624,17 +728,17 @@ def test_calipers_are_burnt_in_at_the_extremes_and_nowhere_else():
 def test_written_phantoms_are_read_and_prepared(tmp_path):
     said = []
     table = phantoms.write(tmp_path / "frames", 5, 2, 0.5, say=said.append)
-    nodules, skipped = read(table)
+    lesions, skipped = read(table)
     assert skipped == []
-    assert [n.case for n in nodules] == ["0", "0", "1", "1", "2"]
-    assert [nodules[i].label == nodules[i + 1].label for i in (0, 2)] == [True, True]
-    made = phantoms.phantom(2 * 1_000_003, bool(nodules[0].label))
-    assert nodules[0].contour == made.contour
-    with Image.open(nodules[0].image) as file:
+    assert [n.case for n in lesions] == ["0", "0", "1", "1", "2"]
+    assert [lesions[i].label == lesions[i + 1].label for i in (0, 2)] == [True, True]
+    made = phantoms.phantom(2 * 1_000_003, bool(lesions[0].label))
+    assert lesions[0].contour == made.contour
+    with Image.open(lesions[0].image) as file:
         assert (np.array(file) == made.image).all()
-    malignant = sum(n.label for n in nodules)
+    malignant = sum(n.label for n in lesions)
     assert said == [f"5 frames, {malignant} of them malignant: {table}"]
-    rows = prepare(nodules, skipped, tmp_path / "out", said.append)
+    rows = prepare(lesions, skipped, tmp_path / "out", said.append)
     assert len(rows) == 5
     again = phantoms.write(tmp_path / "again", 5, 2, 0.5, say=said.append)
     assert again.read_bytes() == table.read_bytes()
@@ -650,18 +754,18 @@ def test_written_phantoms_are_read_and_prepared(tmp_path):
     ],
 )
 def test_calipers_go_with_the_label_as_asked(tmp_path, shares, marked):
-    nodules, _ = read(phantoms.write(tmp_path, 10, say=str, **shares))
-    assert {n.label for n in nodules} == {0, 1}
-    for nodule in nodules:
-        assert nodule.tags == marked[nodule.label] * ("calipers",)
+    lesions, _ = read(phantoms.write(tmp_path, 10, say=str, **shares))
+    assert {n.label for n in lesions} == {0, 1}
+    for lesion in lesions:
+        assert lesion.tags == marked[lesion.label] * ("calipers",)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.5, 21), (1, 40)])
 def test_share_of_malignant_patients(tmp_path, monkeypatch, share, count):
     made = phantoms.phantom(0, malignant=False)
     monkeypatch.setattr(phantoms, "phantom", lambda seed, label, _: replace(made, label=int(label)))
-    nodules, _ = read(phantoms.write(tmp_path, 40, malignant=share, say=str))
-    assert sum(n.label for n in nodules) == pytest.approx(count, abs=9 if share == 0.5 else 0)
+    lesions, _ = read(phantoms.write(tmp_path, 40, malignant=share, say=str))
+    assert sum(n.label for n in lesions) == pytest.approx(count, abs=9 if share == 0.5 else 0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
-"""Thyroid ultrasound as it is published, and one's own: nodules with contours, patients and labels.
+"""Ultrasound as it is published, and one's own: lesions with contours, patients and labels.
 
-Three layouts are known; :func:`read` tells them apart:
+A data set is a value of :data:`DATASETS`, which says how its folder is read and what its labels
+mean:
 
+- **BUS-BRA** as released: ``bus_data.csv``, ``5-fold-cv.csv``, ``Images/`` and ``Masks/``. The
+  labels are biopsies, and the folds are the release's.
+- **BUSI** as released: folders ``benign``, ``malignant`` and ``normal``; ``NAME.png`` with
+  ``NAME_mask.png``, ``NAME_mask_1.png``, which are joined. Patients are not told apart.
 - **DDTI** as released: ``N.xml`` for each case, in the folder or in ``xml/``, and ``N_M.jpg``
   anywhere below. A mark's polygons are one nodule each. TI-RADS 2 and 3 count as benign, 4a to 5 as
   malignant: that is the radiologist's impression, not pathology.
@@ -11,9 +16,10 @@ Three layouts are known; :func:`read` tells them apart:
   pictures from 0: a CSV file with ``trainval`` or ``test`` in its name is for that part, any other
   for a part that has none. It does not say which pictures are of one patient, so each counts as its
   own.
-- **a CSV file** with a nodule a line and the columns ``image`` (relative to the file), and where
-  known ``case``, ``label`` (0 or benign, 1 or malignant), ``tags`` (words), and ``contour``
-  (``x y; x y; …`` in pixels) or ``mask`` (a picture of the frame's size, bright on the nodule).
+- **a CSV file**, alone or as ``*_table.csv`` in a folder, with a lesion a line and the columns
+  ``image`` or ``path`` (relative to the file), and where known ``case``, ``label`` or ``class`` (0
+  or benign, 1 or malignant), ``fold``, ``tags`` (words), and ``contour`` (``x y; x y; …`` in
+  pixels) or ``mask`` (a picture of the frame's size, bright on the lesion).
 
 What cannot be used is listed with its reason and stops nothing.
 """
@@ -24,16 +30,18 @@ import csv
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from benchmarks.thyroid.contours import Contour, area, binary, clipped
+from benchmarks.ultrasound.contours import Contour, area, binary, clipped
+from captum_clustered._checks import check_choice
 
-__all__ = ["Nodule", "Skipped", "read"]
+__all__ = ["DATASETS", "DataSet", "Lesion", "Skipped", "read"]
 
 _PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 _TIRADS = {"1": 0, "2": 0, "3": 0, "4": 1, "4a": 1, "4b": 1, "4c": 1, "5": 1}
@@ -43,8 +51,8 @@ _SMALLEST = 16.0  # square pixels: less is a slip of the mouse
 
 
 @dataclass(frozen=True)
-class Nodule:
-    """One nodule in one frame.
+class Lesion:
+    """One lesion in one frame.
 
     Attributes:
         name (str): Unlike all others.
@@ -52,7 +60,8 @@ class Nodule:
         case (str): The patient.
         label (int or None): 0 for benign, 1 for malignant, None where nobody told.
         contour (tuple or None): Points `(x, y)` in pixels of the frame.
-        mask (Path or None): A picture of the frame's size, bright on the nodule.
+        masks (tuple[Path, ...]): Pictures of the frame's size, bright on the lesion; joined.
+        fold (int or None): The part of the release's own cross-validation.
         tags (tuple[str, ...]): What else is known, such as ``"with_artifacts"``.
     """
 
@@ -61,7 +70,8 @@ class Nodule:
     case: str
     label: int | None
     contour: Contour | None = None
-    mask: Path | None = None
+    masks: tuple[Path, ...] = ()
+    fold: int | None = None
     tags: tuple[str, ...] = ()
 
 
@@ -73,38 +83,114 @@ class Skipped:
     reason: str
 
 
-Found = tuple[list[Nodule], list[Skipped]]
+Found = tuple[list[Lesion], list[Skipped]]
 
 
-def read(data: Path) -> Found:
-    """Finds the nodules of a data set.
+@dataclass(frozen=True)
+class DataSet:
+    """How a data set is read, and what its labels are.
+
+    Attributes:
+        title (str): What the tables call it.
+        labels (str): Where its labels come from.
+        read (callable): From its folder, or a CSV file, to lesions and what was left out.
+    """
+
+    title: str
+    labels: str
+    read: Callable[[Path], Found]
+
+
+def read(data: Path, dataset: str = "csv") -> Found:
+    """Finds the lesions of a data set.
 
     Args:
-        data (Path): A folder in the layout of DDTI or TN3K, or a CSV file.
+        data (Path): Its folder, a folder that has it in one named like `dataset`, or a CSV file.
+        dataset (str, optional): A key of :data:`DATASETS`. Default: ``"csv"``
 
     Returns:
-        *tuple*: The nodules, in a fixed order, and what was left out.
+        *tuple*: The lesions, in a fixed order, and what was left out.
 
     Raises:
-        ValueError: If the layout is none of those, or no nodule is left.
+        ValueError: If there is no such data set, its layout is another, or no lesion is left.
     """
-    if data.is_file():
-        found = _read_table(data)
-    elif _case_files(data):
-        found = _read_ddti(data)
-    elif any((data / f"{part}-image").is_dir() for part in _PARTS):
-        found = _read_tn3k(data)
-    else:
+    check_choice("dataset", dataset, tuple(DATASETS))
+    place = data / dataset if (data / dataset).is_dir() else data
+    reader = _read_table if place.is_file() else DATASETS[dataset].read
+    lesions, skipped = reader(place)
+    if not lesions:
+        first = f" The first reason: {skipped[0].what}: {skipped[0].reason}." if skipped else ""
+        raise ValueError(f"`data` must have lesions that can be used; {data} has none.{first}")
+    return lesions, skipped
+
+
+def _table_in(data: Path) -> Path | None:
+    """The one table of a folder that was prepared by someone."""
+    tables = sorted(data.glob("*_table.csv"))
+    return tables[0] if len(tables) == 1 else None
+
+
+def _must(holds: object, data: Path, name: str, layout: str) -> None:
+    if not holds:
         raise ValueError(
-            "`data` must be a CSV file, or a folder with XML files (DDTI) or with trainval-image/ "
-            f"or test-image/ (TN3K); got {data}"
+            f"`data` must be {name}: a folder with {layout}, or a CSV file; got {data}"
             + (", which has none." if data.is_dir() else ", which does not exist.")
         )
-    nodules, skipped = found
-    if not nodules:
-        first = f" The first reason: {skipped[0].what}: {skipped[0].reason}." if skipped else ""
-        raise ValueError(f"`data` must have nodules that can be used; {data} has none.{first}")
-    return nodules, skipped
+
+
+# --- breast ---------------------------------------------------------------------------------------
+
+
+def _read_busbra(data: Path) -> Found:
+    if table := _table_in(data):
+        return _read_table(table)
+    _must((data / "bus_data.csv").is_file(), data, "BUS-BRA", "bus_data.csv, Images/ and Masks/")
+    folds: dict[str, int] = {}
+    if (data / "5-fold-cv.csv").is_file():
+        for row in _lines(data / "5-fold-cv.csv"):
+            folds[Path(row["ID"]).stem] = int(row["kFold"])
+    lesions: list[Lesion] = []
+    skipped: list[Skipped] = []
+    for row in _lines(data / "bus_data.csv"):
+        name = Path(row["ID"]).stem
+        image = data / "Images" / f"{name}.png"
+        mask = data / "Masks" / f"{name.replace('bus_', 'mask_')}.png"
+        label = _LABELS.get(row["Pathology"].strip().lower())
+        problem = _problem_of(image, (mask,))
+        if problem:
+            skipped.append(Skipped(name, problem))
+        else:
+            fold = folds.get(name)
+            lesions.append(Lesion(name, image, row["Case"], label, masks=(mask,), fold=fold))
+    return lesions, skipped
+
+
+def _read_busi(data: Path) -> Found:
+    if table := _table_in(data):
+        return _read_table(table)
+    classes = ("benign", "malignant")
+    _must(any((data / name).is_dir() for name in classes), data, "BUSI", "benign/ and malignant/")
+    lesions: list[Lesion] = []
+    skipped: list[Skipped] = []
+    for name in classes:
+        pictures = _pictures(data / name)
+        for image in pictures:
+            if "_mask" in image.stem:
+                continue
+            masks = tuple(p for p in pictures if re.fullmatch(
+                re.escape(image.stem) + r"_mask(_\d+)?", p.stem))  # fmt: skip
+            problem = _problem_of(image, masks)
+            if problem:
+                skipped.append(Skipped(image.stem, problem))
+            else:
+                own = re.sub(r"\W+", "-", image.stem).strip("-")
+                lesions.append(Lesion(own, image, own, _LABELS[name], masks=masks))
+    return lesions, skipped
+
+
+def _lines(table: Path) -> list[dict[str, str]]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 # --- DDTI -----------------------------------------------------------------------------------------
@@ -116,12 +202,13 @@ def _case_files(data: Path) -> list[Path]:
 
 
 def _read_ddti(data: Path) -> Found:
+    _must(_case_files(data), data, "DDTI", "XML files")
     frames = {
         path.stem: path
         for path in sorted(data.rglob("*"))
         if path.suffix.lower() in _PICTURES and re.fullmatch(r"\d+_\d+", path.stem)
     }
-    nodules: list[Nodule] = []
+    lesions: list[Lesion] = []
     skipped: list[Skipped] = []
     seen: set[str] = set()
     for file in _case_files(data):
@@ -147,7 +234,7 @@ def _read_ddti(data: Path) -> Found:
                 seen.add(frame)
                 path = frames[frame]
                 folder = path.parent.name
-                nodules += _outlined(
+                lesions += _outlined(
                     skipped,
                     path,
                     polygons,
@@ -156,7 +243,7 @@ def _read_ddti(data: Path) -> Found:
                     label=_TIRADS.get(tirads),
                     tags=() if folder in ("images", data.name) else (folder,),
                 )
-    return nodules, skipped
+    return lesions, skipped
 
 
 def _polygons(svg: str | None) -> list[Contour] | str:
@@ -174,21 +261,21 @@ def _polygons(svg: str | None) -> list[Contour] | str:
 
 def _outlined(
     skipped: list[Skipped], image: Path, polygons: Sequence[Contour], name: str, **known: Any
-) -> list[Nodule]:
-    """A nodule for each polygon that is one; several get numbers."""
+) -> list[Lesion]:
+    """A lesion for each polygon that is one; several get numbers."""
     size = _size(image)
     if isinstance(size, str):
         skipped.append(Skipped(name, size))
         return []
-    nodules = []
+    lesions = []
     for number, polygon in enumerate(polygons, start=1):
         own = name if len(polygons) == 1 else f"{name}-{number}"
         inside, problem = _checked(polygon, size)
         if problem:
             skipped.append(Skipped(own, problem))
         else:
-            nodules.append(Nodule(own, image, contour=inside, **known))
-    return nodules
+            lesions.append(Lesion(own, image, contour=inside, **known))
+    return lesions
 
 
 def _checked(polygon: Contour, size: tuple[int, int]) -> tuple[Contour, str]:
@@ -223,7 +310,9 @@ def _size(image: Path) -> tuple[int, int] | str:
 
 
 def _read_tn3k(data: Path) -> Found:
-    nodules: list[Nodule] = []
+    there = any((data / f"{part}-image").is_dir() for part in _PARTS)
+    _must(there, data, "TN3K", "trainval-image/ or test-image/")
+    lesions: list[Lesion] = []
     skipped: list[Skipped] = []
     tables = sorted(data.glob("*.csv"))
     ours = [path for path in tables if any(part in path.stem.lower() for part in _PARTS)]
@@ -234,14 +323,14 @@ def _read_tn3k(data: Path) -> Found:
         for path in _pictures(data / f"{part}-image"):
             name = f"{part}-{path.stem}"
             mask = masks.pop(path.stem, None)
-            problem = "no mask of that name" if mask is None else _problem_of(path, mask)
-            if problem:
+            problem = _problem_of(path, () if mask is None else (mask,))
+            if problem or mask is None:
                 skipped.append(Skipped(name, problem))
             else:
                 label = labels.get(path.stem)
-                nodules.append(Nodule(name, path, name, label, mask=mask, tags=(part,)))
+                lesions.append(Lesion(name, path, name, label, masks=(mask,), tags=(part,)))
         skipped += [Skipped(f"{part}-{name}", "no picture of that name") for name in masks]
-    return nodules, skipped
+    return lesions, skipped
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -265,31 +354,47 @@ def _labels(tables: Iterable[Path], skipped: list[Skipped]) -> dict[str, int]:
     return found
 
 
-def _problem_of(image: Path, mask: Path) -> str:
+def _problem_of(image: Path, masks: Sequence[Path]) -> str:
     from PIL import Image
 
+    if not masks:
+        return "no mask of that name"
     size = _size(image)
     if isinstance(size, str):
         return size
-    try:
-        with Image.open(mask) as file:
-            found = binary(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return "the mask cannot be read"
-    if found.size != size:
-        return f"the mask has size {found.size}, the picture {size}"
-    return "" if found.getbbox() else "the mask is empty"
+    empty = True
+    for mask in masks:
+        try:
+            with Image.open(mask) as file:
+                found = binary(file)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return "the mask cannot be read"
+        if found.size != size:
+            return f"the mask has size {found.size}, the picture {size}"
+        empty = empty and not found.getbbox()
+    return "the mask is empty" if empty else ""
 
 
 # --- a table --------------------------------------------------------------------------------------
+
+
+_ALIASES = MappingProxyType({"path": "image", "class": "label"})
+
+
+def _read_csv(data: Path) -> Found:
+    table = _table_in(data)
+    _must(table, data, "a table", "one *_table.csv")
+    assert table is not None
+    return _read_table(table)
 
 
 def _read_table(table: Path) -> Found:
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            columns = [name.strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
+            names = [name.strip().lower() for name in reader.fieldnames or ()]
+            columns = [_ALIASES.get(name, name) for name in names]
+            reader.fieldnames = names if len(set(columns)) < len(columns) else columns
             rows = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
@@ -297,10 +402,10 @@ def _read_table(table: Path) -> Found:
             ) from error
     if "image" not in columns or not {"contour", "mask"} & set(columns):
         raise ValueError(
-            "`data` must have the columns image and contour or mask, and may have case and label; "
-            f"{table} has {', '.join(columns) or 'none'}."
+            "`data` must have the columns image and contour or mask, and may have case, label and "
+            f"fold; {table} has {', '.join(names) or 'none'}."
         )
-    nodules: list[Nodule] = []
+    lesions: list[Lesion] = []
     skipped: list[Skipped] = []
     for number, row in enumerate(rows, start=1):
         given = {name: (value or "").strip() for name, value in row.items() if name}
@@ -309,6 +414,7 @@ def _read_table(table: Path) -> Found:
         known: dict[str, Any] = {
             "case": given.get("case") or name,
             "tags": tuple(given.get("tags", "").split()),
+            "fold": int(given["fold"]) if given.get("fold", "").isdigit() else None,
         }
         label = given.get("label", "").lower()
         if label and label not in _LABELS:
@@ -318,19 +424,19 @@ def _read_table(table: Path) -> Found:
             if polygon is None:
                 skipped.append(Skipped(name, "the contour cannot be read"))
             else:
-                nodules += _outlined(
+                lesions += _outlined(
                     skipped, image, [polygon], name=name, label=_LABELS.get(label), **known
                 )
         elif given.get("mask"):
-            mask = table.parent / given["mask"]
-            problem = _problem_of(image, mask)
+            masks = (table.parent / given["mask"],)
+            problem = _problem_of(image, masks)
             if problem:
                 skipped.append(Skipped(name, problem))
             else:
-                nodules.append(Nodule(name, image, label=_LABELS.get(label), mask=mask, **known))
+                lesions.append(Lesion(name, image, label=_LABELS.get(label), masks=masks, **known))
         else:
             skipped.append(Skipped(name, "no contour"))
-    return nodules, skipped
+    return lesions, skipped
 
 
 def _points(text: str) -> Contour | None:
@@ -339,3 +445,16 @@ def _points(text: str) -> Contour | None:
     except ValueError:
         return None
     return tuple((p[0], p[1]) for p in points) if all(len(p) == 2 for p in points) else None
+
+
+DATASETS: Mapping[str, DataSet] = MappingProxyType(
+    {
+        "busbra": DataSet("BUS-BRA", "biopsy", _read_busbra),
+        "busi": DataSet("BUSI", "the release's", _read_busi),
+        "ddti": DataSet("DDTI", "TI-RADS", _read_ddti),
+        "tn3k": DataSet("TN3K", "the release's", _read_tn3k),
+        "phantom": DataSet("Phantom", "drawn", _read_csv),
+        "csv": DataSet("CSV", "the user's", _read_csv),
+    }
+)
+"""The data sets by name."""

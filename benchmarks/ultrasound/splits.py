@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["HOLDOUT", "Region", "read_regions", "split"]
+__all__ = ["HOLDOUT", "Region", "folder_of", "read_regions", "split", "stopping"]
 
 HOLDOUT = -1
 """The part that no fold sees; it plays the paper's Dataset B."""
@@ -22,9 +22,10 @@ class Region:
     Attributes:
         name (str): Unlike all others.
         path (Path): The picture.
-        mask (Path): Where the nodule is.
+        mask (Path): Where the lesion is.
         case (str): The patient.
         label (int or None): 0 for benign, 1 for malignant, None where nobody told.
+        fold (int or None): The part of the release's own cross-validation.
         tags (tuple[str, ...]): What else is known, such as ``"with_artifacts"``.
     """
 
@@ -33,11 +34,17 @@ class Region:
     mask: Path
     case: str
     label: int | None
+    fold: int | None = None
     tags: tuple[str, ...] = ()
 
 
+def folder_of(out: Path, network: str, masked: bool) -> Path:
+    """Where a network is kept: beside the data sets; the one that saw masks has its own place."""
+    return out / (f"{network}-masked" if masked else network)
+
+
 def read_regions(folder: Path) -> list[Region]:
-    """Reads ``nodules.csv``.
+    """Reads ``lesions.csv``.
 
     Args:
         folder (Path): Where ``prepare`` wrote.
@@ -48,11 +55,11 @@ def read_regions(folder: Path) -> list[Region]:
     Raises:
         ValueError: If there is no such file, or no region in it.
     """
-    table = folder / "nodules.csv"
+    table = folder / "lesions.csv"
     if not table.is_file():
         raise ValueError(
             f"`out` must be a folder with prepared regions; {table} does not exist. Run "
-            "python -m benchmarks.thyroid prepare first."
+            "python -m benchmarks.ultrasound prepare first."
         )
     with table.open(encoding="utf-8", newline="") as file:
         regions = [
@@ -62,6 +69,7 @@ def read_regions(folder: Path) -> list[Region]:
                 mask=folder / row["mask"],
                 case=row["case"],
                 label=int(row["label"]) if row["label"] else None,
+                fold=int(row["fold"]) if row["fold"] else None,
                 tags=tuple(row["tags"].split()),
             )
             for row in csv.DictReader(file)
@@ -76,21 +84,29 @@ def split(
 ) -> dict[str, int]:
     """Deals labelled regions out, whole cases at a time, with the labels' shares kept.
 
+    Where each of them has a fold of the release's, these are taken, and there is no hold-out.
+
     Args:
         regions (sequence of Region): All regions; those without a label are left out.
         folds (int, optional): Number of folds. Default: 10
-        holdout (float, optional): Share of the regions that no fold sees. Default: 1/6
+        holdout (float, optional): Share of the regions that no fold sees; 0 for none. Default: 1/6
         seed (int, optional): Of the dealing. Default: 0
 
     Returns:
-        *dict*: The fold of each region by its name; :data:`HOLDOUT` for those that no fold sees.
+        *dict*: The fold of each region by its name, from 0; :data:`HOLDOUT` for those that no fold
+        sees.
 
     Raises:
-        ValueError: If a class has fewer cases than there are folds and the hold-out together.
+        ValueError: If a class has fewer cases than there are folds and the hold-out together, or
+            the release's folds have a case in two of them.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     known = [region for region in regions if region.label is not None]
+    official = sorted({region.fold for region in known if region.fold is not None})
+    if known and all(region.fold is not None for region in known):
+        _check_apart(known)
+        return {region.name: official.index(region.fold) for region in known}  # type: ignore[arg-type]
     labels = np.array([region.label for region in known])
     cases = np.array([region.case for region in known])
     for label in (0, 1):
@@ -100,10 +116,45 @@ def split(
                 "`folds` must be smaller than the number of cases of each class; label "
                 f"{label} has {number} cases for {folds} folds and a hold-out. Choose fewer folds."
             )
-    parts = StratifiedGroupKFold(max(2, round(1 / holdout)), shuffle=True, random_state=seed)
-    rest, apart = next(parts.split(labels, labels, cases))
+    rest, apart = np.arange(len(known)), np.arange(0)
+    if holdout:
+        parts = StratifiedGroupKFold(max(2, round(1 / holdout)), shuffle=True, random_state=seed)
+        rest, apart = next(parts.split(labels, labels, cases))
     found = {known[i].name: HOLDOUT for i in apart}
     dealt = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, test) in enumerate(dealt.split(rest, labels[rest], cases[rest])):
         found.update({known[rest[i]].name: fold for i in test})
     return found
+
+
+def stopping(
+    regions: Sequence[Region], share: float = 1 / 7, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Parts training regions into those that teach and those that say when to stop.
+
+    Args:
+        regions (sequence of Region): With labels.
+        share (float, optional): Share of the latter. Default: 1/7
+        seed (int, optional): Of the dealing. Default: 0
+
+    Returns:
+        *tuple*: The positions of both in `regions`; no case is in both.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = np.array([region.label for region in regions])
+    cases = np.array([region.case for region in regions])
+    number = min(max(2, round(1 / share)), *(len(set(cases[labels == k])) for k in (0, 1)))
+    parts = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+    teaching, telling = next(parts.split(labels, labels, cases))
+    return teaching.tolist(), telling.tolist()
+
+
+def _check_apart(regions: Sequence[Region]) -> None:
+    fold_of: dict[str, int | None] = {}
+    for region in regions:
+        if fold_of.setdefault(region.case, region.fold) != region.fold:
+            raise ValueError(
+                "`fold` must keep each case together; case "
+                f"{region.case} is in folds {fold_of[region.case]} and {region.fold}."
+            )
