@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.ultrasound.data import DATASETS
 from benchmarks.ultrasound.explaining import SETS
+from benchmarks.ultrasound.marks import heat_on_marks, map_of
 from benchmarks.ultrasound.networks import NETWORKS
 from benchmarks.ultrasound.regions import view_of
 from benchmarks.ultrasound.splits import Region, folder_of, read_regions
@@ -26,7 +27,7 @@ from captum_clustered.evaluation.rows import Key, Row, Variant, title_of
 from captum_clustered.methods import METHODS
 from captum_clustered.statistics import mean_interval, paired_difference
 
-__all__ = ["PAIRS", "PAPER", "find", "gather"]
+__all__ = ["PAIRS", "PAPER", "equal_area_iou", "find", "gather"]
 
 PAPER = {
     ("grad-cam", None): (40.35, 25.52),
@@ -49,8 +50,11 @@ PAIRS = (
 """What the paper's table compares."""
 
 _DRAWS = 10_000
+_FEWEST = 10  # frames with marks: fewer say nothing
+_APART = 16  # pixels of a frame around a lesion: its heat reaches that far
 _LOOKED_AT = (("clustered-cam", 64, "auto"), ("ablation-cam", None, None), ("grad-cam", None, None))
 _Rows = Mapping[Key, Row]
+_OVERLAP = Column("overlap", "IoU at equal area", False)
 
 
 def gather(out: Path, dataset: str, tests: Sequence[str] = ()) -> dict[str, Any]:
@@ -110,12 +114,13 @@ def _network(folder: Path, known: Mapping[str, Sequence[Region]], dataset: str) 
     for name, regions in known.items():
         parts = sorted(explained.glob("fold*")) if name == dataset else [explained / name]
         rows = {part: _rows(parts, part) for part in SETS}
-        maps = {**rows["main"], **rows["groups"]}
+        maps = _with_overlap({**rows["main"], **rows["groups"]}, regions)
         if maps:
             found[name] = {
-                "maps": _table(maps, SETS["main"].metrics),
+                "maps": _table(maps, (*SETS["main"].metrics[:-1], _OVERLAP.name)),
                 "comparisons": [_comparison(maps, *pair) for pair in PAIRS],
                 "answers": _answers(maps, regions),
+                "marks": _marks(maps, regions),
             }
             if rows["curves"]:
                 found[name]["curves"] = _table(rows["curves"], _curve_metrics())
@@ -148,13 +153,56 @@ def _curve_metrics() -> tuple[str, ...]:
     return (*SETS["curves"].metrics, *(f"{name}_calibrated" for name in again))
 
 
+def equal_area_iou(heat: np.ndarray, lesion: np.ndarray) -> float:
+    """IoU in percent of a lesion and as many of the hottest pixels as it has; ties share.
+
+    It reads the order of the pixels alone, so that no method wins by the scale of its values.
+
+    Example::
+
+        >>> equal_area_iou(np.array([[0.9, 0.5, 0.1]]), np.array([[True, False, True]]))
+        33.33333333333333
+        >>> equal_area_iou(np.ones((1, 4)), np.array([[True, True, False, False]]))
+        33.33333333333333
+    """
+    number = int(lesion.sum())
+    if not number:
+        return math.nan
+    least = np.partition(heat.ravel(), heat.size - number)[heat.size - number]
+    above, tied = heat > least, heat == least
+    share = (number - above.sum()) / tied.sum()
+    both = float((above & lesion).sum() + share * (tied & lesion).sum())
+    return 100 * both / (2 * number - both)
+
+
+def _with_overlap(rows: _Rows, regions: Sequence[Region]) -> dict[Key, Row]:
+    """The rows, each with the IoU at equal area of the map that it keeps."""
+    from PIL import Image
+
+    lesions: dict[str, np.ndarray] = {}
+    of = {region.name: region for region in regions}
+    found = {}
+    for key, row in rows.items():
+        value = None
+        if row["status"] == "ok" and "heat" in row:
+            name = Path(row["image"]).stem
+            if name not in lesions:
+                with Image.open(of[name].mask) as file:
+                    lesions[name] = np.asarray(file.convert("L")) > 0
+            value = equal_area_iou(map_of(row, lesions[name].shape[0]), lesions[name])
+        found[key] = {**row, _OVERLAP.name: value}
+    return found
+
+
 def _table(rows: _Rows, metrics: Sequence[str]) -> dict[str, Any]:
     keys = dict.fromkeys((m, k, w) for _, m, k, w in rows)
     variants = [Variant(m, k, w, METHODS[m].control) for m, k, w in keys]
     variants.sort(key=lambda variant: variant.control)
     images = list(dict.fromkeys(image for image, *_ in rows))
     columns = [
-        Column(name, METRICS[plain].title, METRICS[plain].is_rate)
+        _OVERLAP
+        if name == _OVERLAP.name
+        else Column(name, METRICS[plain].title, METRICS[plain].is_rate)
         for name in metrics
         for plain in [name.removesuffix("_calibrated")]
     ]
@@ -252,7 +300,7 @@ def _comparison(
 
 
 def _verdict(paper: float, here: Sequence[float]) -> str:
-    """Found, reversed, or not found: by the interval's side.
+    """Found, reversed, or not found: by the interval's side; nothing where there is none.
 
     Example::
 
@@ -262,6 +310,8 @@ def _verdict(paper: float, here: Sequence[float]) -> str:
         'not found'
     """
     _, low, high = here
+    if math.isnan(low):
+        return ""
     if not (low > 0 or high < 0):
         return "not found"
     return "found" if (low > 0) == (paper > 0) else "reversed"
@@ -287,6 +337,35 @@ def _answers(rows: _Rows, regions: Sequence[Region]) -> list[dict[str, Any]]:
                 "difference": _apart(beyond, right, [row["case"] for row in own]),
             }
         )
+    return found
+
+
+def _marks(rows: _Rows, regions: Sequence[Region]) -> list[dict[str, Any]]:
+    """How much more heat lies on calipers and text than elsewhere."""
+    from PIL import Image
+
+    of = {region.name: region for region in regions}
+    images = list(dict.fromkeys(image for image, *_ in rows))
+    found = []
+    for method, clusters, weighting in _LOOKED_AT:
+        variant = Variant(method, clusters, weighting)
+        own = [row for image in images if (row := _row(rows, image, variant)) and "heat" in row]
+        pictures, lesions = [], []
+        for row in own:
+            region = of[Path(row["image"]).stem]
+            for kept, path in ((pictures, region.path), (lesions, region.mask)):
+                with Image.open(path) as file:
+                    kept.append(np.asarray(file.convert("L")))
+        if not own:
+            continue
+        maps = np.stack([map_of(row, pictures[0].shape[0]) for row in own])
+        apart = _APART if view_of(regions[0].path.parents[1]) == "frame" else 0
+        more = heat_on_marks(maps, pictures, [lesion > 0 for lesion in lesions], apart)
+        there = ~np.isnan(more)
+        if there.sum() < _FEWEST:
+            continue
+        cases = [row["case"] for row in _where(own, there)]
+        found.append({**_named(variant), "n": int(there.sum()), "more": _mean(more[there], cases)})
     return found
 
 

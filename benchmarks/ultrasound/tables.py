@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.pages import interval, table
+from benchmarks.ultrasound.data import DATASETS
 from benchmarks.ultrasound.findings import PAPER, find
 from benchmarks.ultrasound.networks import CLASSES, NETWORKS
 from benchmarks.ultrasound.splits import HOLDOUT, Region, read_regions
@@ -37,7 +38,7 @@ def markdown(found: Mapping[str, Any]) -> dict[str, str]:
     The names of another view than regions start with it.
     """
     before = "" if found["view"] == "region" else f"{found['view']} "
-    tables = {"networks": _networks(found), "answers": _answers(found)}
+    tables = {"networks": _networks(found), "answers": _answers(found), "marks": _marks(found)}
     for network, numbers in found["networks"].items():
         if numbers["timing"]:
             tables[f"{network} timing"] = _timing(numbers["timing"])
@@ -62,8 +63,8 @@ def _networks(found: Mapping[str, Any]) -> str:
         if training["holdout"]:
             parts[f"{title}, hold-out"] = training["holdout"]
         for name, test in training["tests"].items():
-            parts[f"{found['data'][name]['title']}, best fold"] = test["rates"]
-            parts[f"{found['data'][name]['title']}, mean of the folds"] = test["mean_of_folds"]
+            parts[f"{DATASETS[name].title}, best fold"] = test["rates"]
+            parts[f"{DATASETS[name].title}, mean of the folds"] = test["mean_of_folds"]
         for words, rates in parts.items():
             cells = [
                 _interval([rates[rate][end] for end in ("estimate", "low", "high")], 1)
@@ -76,7 +77,7 @@ def _networks(found: Mapping[str, Any]) -> str:
 def _table_1(own: Mapping[str, Any]) -> str:
     maps = own["maps"]
     head = ["Method", "ADC, paper", "ADC", "- Ablation-CAM", "PIC, paper", "PIC"]
-    head += ["Energy inside", "Pointing game", "IoU"]
+    head += ["Energy inside", "Pointing game", "IoU at equal area"]
     rows = []
     for weighting in ("drop", "auto"):
         for (method, clusters), theirs in PAPER.items():
@@ -93,14 +94,17 @@ def _table_1(own: Mapping[str, Any]) -> str:
                     _interval(line["adc"], 1),
                     _interval(less["adc"], 1, True) if less else "",
                     "" if ours else f"{theirs[1]:.2f}",
-                    *(_interval(line[name], 1) for name in ("pic", "energy", "pointing", "iou")),
+                    *(
+                        _interval(line[name], 1)
+                        for name in ("pic", "energy", "pointing", "overlap")
+                    ),
                 ]
             )
     return table(head, rows) + f"\n\n{_sizes(maps)} Bold: the interval excludes 0."
 
 
 def _all(own: Mapping[str, Any]) -> str:
-    return _lines(own["maps"], ("adc", "pic", "ag", "energy", "pointing", "iou"))
+    return _lines(own["maps"], ("adc", "pic", "ag", "energy", "pointing", "overlap"))
 
 
 def _curves(own: Mapping[str, Any]) -> str:
@@ -110,6 +114,8 @@ def _curves(own: Mapping[str, Any]) -> str:
 
 def _lines(numbers: Mapping[str, Any], names: Sequence[str]) -> str:
     def title(name: str) -> str:
+        if name == "overlap":
+            return "IoU at equal area"
         plain = METRICS[name.removesuffix("_calibrated")].title
         return f"{plain}, calibrated" if name.endswith("_calibrated") else plain
 
@@ -160,6 +166,23 @@ def _answers(found: Mapping[str, Any]) -> str:
                         _interval(line["difference"], 1, True),
                     ]
                 )
+    return table(head, rows, left=3)
+
+
+def _marks(found: Mapping[str, Any]) -> str:
+    head = ["Network", "Data", "Method", "with marks", "more heat on marks"]
+    rows = [
+        [
+            network,
+            found["data"][data]["title"],
+            line["title"].removesuffix(", drop"),
+            str(line["n"]),
+            _interval(line["more"], 2, True),
+        ]
+        for network, numbers in found["networks"].items()
+        for data, own in numbers["data"].items()
+        for line in own["marks"]
+    ]
     return table(head, rows, left=3)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from benchmarks.ultrasound import __main__ as command
-from benchmarks.ultrasound import explaining, findings, networks, tables, training
+from benchmarks.ultrasound import explaining, findings, marks, networks, tables, training
 from benchmarks.ultrasound.explaining import Set, seen_by_none
 from benchmarks.ultrasound.networks import NETWORKS, Network, TNet
 from benchmarks.ultrasound.splits import HOLDOUT, Region, split, stopping
@@ -343,6 +343,25 @@ def test_right_and_wrong_answers_by_hand():
     estimate, low, high = findings._apart(values, chosen, ["a", "b", "c", "d"])
     assert estimate == 18
     assert 8 <= low < 18 < high <= 28
+
+
+def test_heat_on_marks_is_what_other_frames_do_not_have_there():
+    frame = np.full((60, 60), 50, np.uint8)
+    written = frame.copy()
+    for row in (30, 34, 38, 42):
+        written[row, 8:40] = 250
+    lesion = np.zeros((60, 60), dtype=bool)
+    lesion[:10] = True
+    flat, there = np.full((60, 60), 0.5), np.full((60, 60), 0.1)
+    there[25:50, 5:45] = 1
+    drawn = marks.heat_on_marks(
+        np.stack([there, flat, flat]), [written, frame, written], [lesion] * 3, apart=2
+    )
+    assert drawn[0] > 0.5
+    assert np.isnan(drawn[1])
+    assert drawn[2] < 0  # the other frames have heat there, and this one has not
+    inside = marks.heat_on_marks(np.stack([there, flat]), [written] * 2, [~lesion] * 2, apart=0)
+    assert np.isnan(inside).all()  # marks on the lesion do not count
 
 
 def test_the_control_of_ones_lies_on_the_lesion_as_far_as_the_lesion_reaches(chain):
