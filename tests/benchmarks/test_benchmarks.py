@@ -354,11 +354,11 @@ def test_the_pages_are_made_from_the_committed_results():
     found = results.read(root / "benchmarks" / "results")
     kept = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert report.page(found, list(figures.FIGURES)) == kept
-    thyroid = (root / "docs" / "ultrasound.md").read_text(encoding="utf-8")
-    for path in (root / "benchmarks" / "results" / "thyroid").glob("*.json"):
+    ultrasound = (root / "docs" / "ultrasound.md").read_text(encoding="utf-8")
+    for path in (root / "benchmarks" / "results" / "ultrasound").glob("*.json"):
         made = tables.markdown(json.loads(path.read_text(encoding="utf-8")))
-        assert all(f"<!-- table {name} -->" in thyroid for name in made if "table-1" in name)
-        assert pages.document(thyroid, made) == thyroid
+        assert all(f"<!-- table {name} -->" in ultrasound for name in made if "table-1" in name)
+        assert pages.document(ultrasound, made) == ultrasound
 
 
 def test_the_fits_are_those_of_the_committed_rows():
