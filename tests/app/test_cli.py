@@ -28,7 +28,7 @@ def test_explain_and_evaluate_take_the_same_options_with_the_same_defaults():
     ours, theirs = (inspect.signature(f).parameters for f in (cli.explain, cli.evaluate))
     own = {"images", "dicom", "dicom_identifiers", "bare", "colormap", "alpha", "resume"}
     more = {"data", "metric", "controls", "calibrate", "fill", "limit", "batch_size", "step"}
-    more |= {"retry_failed"}
+    more |= {"retry_failed", "workers"}
     assert set(ours) - set(theirs) == own
     assert set(theirs) - set(ours) == more
     for name in set(ours) & set(theirs):
