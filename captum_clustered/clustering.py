@@ -114,7 +114,7 @@ def group(clusterer: Clusterer, features: Tensor) -> Groups:
     labels = torch.where(finite.to(labels.device), labels, labels.clamp(min=0))
     labels = torch.where(live.to(labels.device), labels.to(torch.int64).clamp(min=-1), -1)  # (N, C)
     bound = getattr(clusterer, "n_clusters", None)
-    if labels.device.type == "cpu" or not isinstance(bound, int):
+    if labels.device.type == "cpu" or bound is None or isinstance(bound, str):
         if int(labels.max()) >= features.shape[1]:  # any numbers are allowed, huge ones too
             labels = torch.where(labels < 0, -1, torch.unique(labels, return_inverse=True)[1])
         labels = _without_gaps(labels, max(1, int(labels.max()) + 1))
