@@ -96,7 +96,7 @@ def run(job: Job, world: World, say: Callable[[str], object] = print) -> Outcome
                 say("stopped; the same command goes on from here")
                 raise
         world.wait()
-        return _finish(job) if world.leads else None
+        return _finish(job, say) if world.leads else None
 
 
 def _say_what_is_left(job: Job, done: int, say: Callable[[str], object]) -> None:
@@ -209,9 +209,14 @@ def _bar(total: int, world: World) -> Iterator[Callable[[int], object]]:
 # --- at the end -----------------------------------------------------------------------------------
 
 
-def _finish(job: Job) -> Outcome:
+def _finish(job: Job, say: Callable[[str], object]) -> Outcome:
     out = job.settings.out
-    records.merge(out, job.grid)
+    missed = records.merge(out, job.grid)
+    if missed:
+        say(
+            f"{counted(len(missed), 'row')} keep the numbers that were there; what was added to "
+            f"them failed, the first because of {missed[0]['reason']}, and is tried again next time"
+        )
     drawn_as = [name for name, metric in job.metrics.items() if metric.is_curve]
     table = read_table(out / "rows.jsonl", job.grid, list(job.metrics), drawn_as)
     columns = [

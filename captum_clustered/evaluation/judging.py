@@ -197,6 +197,13 @@ class Metric:
         return f"{self.title}{arrow}"
 
 
+_TAKEN = frozenset(
+    "image case label method clusters weighting status reason place target original_score "
+    "masked_score map heat object conventions seconds".split()
+)
+"""What else a row has."""
+
+
 def as_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
     """Brings metrics into one form.
 
@@ -210,9 +217,15 @@ def as_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
 
     Raises:
         TypeError: If one is neither.
+        ValueError: If a name is that of something else in a row.
     """
     found: dict[str, Metric] = {}
     for name, value in metrics.items():
+        if name in _TAKEN:
+            raise ValueError(
+                f"`metrics` must not be called {', '.join(sorted(_TAKEN))}; got {name!r}. Name it "
+                "otherwise."
+            )
         if isinstance(value, Metric):
             found[name] = value
         elif callable(value):

@@ -58,7 +58,7 @@ def read_table(
 
         try:
             return _read_by_engine(path, grid, metrics, curves)
-        except duckdb.Error:  # a name that is not UTF-8, or a disk without room for its files
+        except (duckdb.Error, OSError):  # a name that is not UTF-8, or a disk without room
             pass
     return Table.from_rows(each_row(path), grid, metrics, curves)
 
@@ -108,11 +108,16 @@ def _read_by_engine(
     table = Table.empty(grid, metrics)
     names = list(table.values)
     kinds = _HEAD | dict.fromkeys(_WORDS, "VARCHAR") | dict.fromkeys(names, "DOUBLE")
-    chosen = ", ".join(f"r.{_quoted(name)}" for name in (*_WORDS, *names))
+    # a metric may have any name, such as that of a column here
+    numbered = {name: f"metric_{k}" for k, name in enumerate(names)}
+    chosen = ", ".join(
+        [*(f"r.{_quoted(name)} AS word_{name}" for name in _WORDS)]
+        + [f"r.{_quoted(name)} AS {column}" for name, column in numbered.items()]
+    )
     shape = table.state.shape
     with _engine(grid) as engine:
         engine.execute(
-            f"CREATE TEMP TABLE found AS SELECT i, v, r.status = 'ok' AS ok, {chosen} "
+            f"CREATE TEMP TABLE found AS SELECT images.i, s.v, r.status = 'ok' AS ok, {chosen} "
             + _source(path, kinds)
         )
 
@@ -123,27 +128,26 @@ def _read_by_engine(
         for ok, state in ((True, 1), (False, -1)):
             (places,) = fetch(f"SELECT {at} FROM found WHERE ok = {ok}")
             table.state.flat[places] = state
-        for name in names:
-            column = _quoted(name)
+        for name, column in numbered.items():
             places, numbers = fetch(
                 f"SELECT {at}, {column} FROM found WHERE ok AND {column} IS NOT NULL"
             )
             table.values[name].flat[places] = numbers
         for i, case in engine.execute(
-            """SELECT i, any_value("case") FROM found WHERE "case" IS NOT NULL GROUP BY i"""
+            "SELECT i, any_value(word_case) FROM found WHERE word_case IS NOT NULL GROUP BY i"
         ).fetchall():
             table.cases[i] = case
         for v, what, count in engine.execute(
-            "SELECT v, map, count(*) FROM found WHERE ok GROUP BY ALL "
+            "SELECT v, word_map, count(*) FROM found WHERE ok GROUP BY ALL "
             "UNION ALL SELECT v, 'no_object', count(*) FROM found "
-            "WHERE ok AND object <> 'inside' GROUP BY ALL"
+            "WHERE ok AND word_object <> 'inside' GROUP BY ALL"
         ).fetchall():
             if what in table.faults:
                 table.faults[what][v] = count
         table.failures.extend(
             (grid.images[i], str(reason), place)
             for i, reason, place in engine.execute(
-                "SELECT i, reason, place FROM found WHERE NOT ok ORDER BY i, v"
+                "SELECT i, word_reason, word_place FROM found WHERE NOT ok ORDER BY i, v"
             ).fetchall()
         )
         for name in curves:
@@ -152,7 +156,7 @@ def _read_by_engine(
 
 
 def _source(path: Path, kinds: Mapping[str, str]) -> str:
-    """The rows `r` of the grid, with their places `i` and `v`."""
+    """The rows `r` of the grid, with their places `images.i` and `s.v`."""
     return (
         f"FROM {_lines(path, kinds)} r JOIN images ON r.image = images.image "
         "JOIN variants s ON r.method = s.method AND r.clusters IS NOT DISTINCT FROM s.clusters "
@@ -169,7 +173,7 @@ def _mean_curves(engine: Any, path: Path, column: str, variants: int) -> Array:
     if points:
         means = ", ".join(f"avg({column}[{k + 1}])" for k in range(points))
         for v, *curve in engine.execute(
-            f"SELECT v, {means} {source} WHERE r.status = 'ok' AND {column} IS NOT NULL GROUP BY v"
+            f"SELECT s.v, {means} {source} WHERE r.status = 'ok' AND {column} IS NOT NULL GROUP BY s.v"
         ).fetchall():
             curves[v] = curve
     return curves

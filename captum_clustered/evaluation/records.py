@@ -179,10 +179,13 @@ def _key(row: Row) -> Key:
 
 
 def _together(one: Row, other: Row) -> Row:
-    """Two rows of one image and variant as one; the numbers of the first stay."""
-    failed = [row for row in (one, other) if row.get("status") == "failed"]
-    if failed:  # as if all metrics had been measured at once
-        return failed[0]
+    """Two rows of one image and variant as one; the numbers of the first stay.
+
+    What was measured stays when a metric that was added later fails.
+    """
+    failed = [row.get("status") == "failed" for row in (one, other)]
+    if any(failed):
+        return other if failed == [True, False] else one
     row = {**other, **one}
     if "conventions" in one and "conventions" in other:
         row["conventions"] = {**other["conventions"], **one["conventions"]}
@@ -278,7 +281,7 @@ def find_done(folder: Path, grid: Grid, metrics: Iterable[str]) -> Done:
     return Done(grid, np.all(there, axis=0), judged)
 
 
-def merge(folder: Path, grid: Grid) -> None:
+def merge(folder: Path, grid: Grid) -> list[Row]:
     """Brings all rows into one file, in the order of the plan, and deletes the others.
 
     Rows of other images and variants come behind. Where each line is, not what it says, is kept in
@@ -287,7 +290,12 @@ def merge(folder: Path, grid: Grid) -> None:
     Args:
         folder (Path): The folder.
         grid (Grid): The images, and the variants of each, in the order of the file.
+
+    Returns:
+        *list*: The failed rows that are not kept, since their image and variant has numbers: what
+        was added to them failed.
     """
+    missed: list[Row] = []
     files = _files(folder)
     index = _Index.of(files, grid)
     order = np.lexsort((index.begin, index.file, index.variant, index.image, index.apart))
@@ -297,7 +305,7 @@ def merge(folder: Path, grid: Grid) -> None:
         and not same.any()
         and bool(np.all(np.diff(order) > 0))
     ):
-        return  # as it should be
+        return missed  # as it should be
     with ExitStack() as stack, whole(folder / _ROWS) as part, part.open("wb") as file:
         opened = [stack.enter_context(path.open("rb")) for path in files]
         above: bytes | None = None
@@ -306,7 +314,10 @@ def merge(folder: Path, grid: Grid) -> None:
             source.seek(index.begin[k])
             line = source.readline()
             if again and above is not None:
-                above = _line(_together(json.loads(above), json.loads(line)))
+                pair = [json.loads(above), json.loads(line)]
+                above = _line(_together(*pair))
+                if pair[0]["status"] != pair[1]["status"]:
+                    missed += [row for row in pair if row["status"] == "failed"]
                 continue
             if above is not None:
                 file.write(above)
@@ -316,6 +327,7 @@ def merge(folder: Path, grid: Grid) -> None:
     for path in files:
         if path.name != _ROWS:
             path.unlink()
+    return missed
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,6 +476,7 @@ def check_inputs(
         pairs = zip(before, found[image], strict=False)
         if image in judged and any(old[2] != new[2] for old, new in pairs):
             changed.append(image)
+        found[image] += before[len(files) :]  # a mask that this run does not need
     if changed:
         more = f" and {len(changed) - 1} more have" if len(changed) > 1 else " has"
         raise ValueError(

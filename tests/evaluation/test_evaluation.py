@@ -564,12 +564,32 @@ def test_metrics_may_come_in_addition_and_take_the_first_step_with_them(tmp_path
         records.check_config(tmp_path, other)
 
 
-def test_a_metric_that_fails_later_fails_its_row(tmp_path):
+@pytest.mark.parametrize("failed_first", [True, False])
+def test_a_metric_that_fails_later_takes_no_number_away(tmp_path, failed_first):
+    bad, good = row("1", status="failed", reason="no deletion"), row("1", adc=1.0, status="ok")
     with records.Rows(tmp_path) as rows:
-        rows.append(row("1", adc=1.0, status="ok"))
-        rows.append(row("1", status="failed", reason="no deletion"))
+        for one in (bad, good) if failed_first else (good, bad):
+            rows.append(one)
     (found,) = records.read_rows(tmp_path).values()
-    assert found["reason"] == "no deletion"
+    assert (found["status"], found["adc"]) == ("ok", 1.0)
+    grid = Grid("1", [A])
+    (missed,) = records.merge(tmp_path, grid)
+    assert missed["reason"] == "no deletion"
+    assert records.merge(tmp_path, grid) == []
+    assert records.read_rows(tmp_path) == {records._key(good): found}
+    assert len(records.find_done(tmp_path, grid, ["adc"])) == 1
+    assert len(records.find_done(tmp_path, grid, ["adc", "deletion"])) == 0  # tried again
+
+
+def test_a_run_without_masks_remembers_them(tmp_path):
+    image, mask = tmp_path / "a.png", tmp_path / "m.png"
+    image.write_bytes(b"image")
+    mask.write_bytes(b"mask")
+    records.check_inputs(tmp_path, {"a": [image, mask]}, {"a"})
+    records.check_inputs(tmp_path, {"a": [image]}, {"a"})
+    mask.write_bytes(b"another mask")
+    with pytest.raises(ValueError, match="another content now"):
+        records.check_inputs(tmp_path, {"a": [image, mask]}, {"a"})
 
 
 def test_what_differs_is_shown_even_at_the_end_of_long_values(tmp_path):
@@ -945,6 +965,8 @@ def test_a_metric_from_outside_that_is_wrong_names_itself(function, words):
         judging.measure(chosen, batch, left_half(images, None), left_half)
     with pytest.raises(TypeError, match="must hold metrics or callables; mine is int"):
         judging.as_metrics({"mine": 3})
+    with pytest.raises(ValueError, match=r"`metrics` must not be called .*; got 'status'"):
+        judging.as_metrics({"status": lambda *_: torch.zeros(1)})
 
 
 # Tables

@@ -198,6 +198,20 @@ def test_the_engine_and_python_read_the_same_table(tmp_path, monkeypatch, cases)
 
 
 @ENGINE
+def test_a_metric_may_have_the_name_of_a_column_of_the_engine(tmp_path, monkeypatch):
+    rows = simulated(6, None)
+    names = ["ok", "i", "v", "word_map"]
+    for number, row in enumerate(rows):
+        row.update({name: 10.0 * number + k for k, name in enumerate(names)})
+    path = written(tmp_path, rows)
+    expected = Table.from_rows(rows, grid_of(rows), names)
+    monkeypatch.setattr(Table, "from_rows", None)
+    found = reading.read_table(path, grid_of(rows), names)
+    for name in names:
+        assert np.array_equal(found.values[name], expected.values[name], equal_nan=True), name
+
+
+@ENGINE
 def test_what_the_engine_cannot_read_python_does(tmp_path):
     rows = simulated(4, None)
     rows[0]["image"] = "caf\udce9.png"  # a name that is not UTF-8
