@@ -198,8 +198,11 @@ class Metric:
 
 
 _TAKEN = frozenset(
-    "image case label method clusters weighting status reason place target original_score "
-    "masked_score map heat object conventions seconds".split()
+    {
+        *("image", "case", "label", "method", "clusters", "weighting", "status", "reason", "place"),
+        *("target", "original_score", "masked_score", "map", "heat", "object", "conventions"),
+        "seconds",
+    }
 )
 """What else a row has."""
 

@@ -173,7 +173,8 @@ def _mean_curves(engine: Any, path: Path, column: str, variants: int) -> Array:
     if points:
         means = ", ".join(f"avg({column}[{k + 1}])" for k in range(points))
         for v, *curve in engine.execute(
-            f"SELECT s.v, {means} {source} WHERE r.status = 'ok' AND {column} IS NOT NULL GROUP BY s.v"
+            f"SELECT s.v, {means} {source} "
+            f"WHERE r.status = 'ok' AND {column} IS NOT NULL GROUP BY s.v"
         ).fetchall():
             curves[v] = curve
     return curves

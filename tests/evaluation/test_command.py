@@ -139,8 +139,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def arguments(*more, model="evaluated_nets:net", out="out", data="images"):
-    given = ["evaluate", "--data", data, "--model", model, "--layer", "features", "--out", out]
+    given = ["evaluate", "--data", data, "--model", model, "--out", out]
     given += ["--clusters", "2,3", "--device", "cpu"]
+    given += [] if "--layer" in more else ["--layer", "features"]  # which would be a second one
     return [str(argument) for argument in (*given, *more)]
 
 
