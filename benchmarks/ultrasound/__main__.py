@@ -77,8 +77,13 @@ _NETWORKS = "lite0,lite0-vgg"
 _DATASET = "busbra"
 
 
-def _names(test: str) -> tuple[str, ...]:
-    return () if test == "none" else listed(test)
+def _names(test: str, dataset: str) -> tuple[str, ...]:
+    names = () if test == "none" else listed(test)
+    if dataset in names:
+        raise ValueError(
+            f"`test` must name other data sets than `dataset`; got {dataset!r} in both."
+        )
+    return names
 
 
 def _masks(which: str) -> tuple[bool, ...]:
@@ -115,7 +120,7 @@ def prepare(
     from benchmarks.ultrasound.data import read
     from benchmarks.ultrasound.regions import prepare as cut
 
-    names = (dataset, *_names(test))
+    names = (dataset, *_names(test, dataset))
     found = {name: read(data, name) for name in names}  # before anything is written
     for name, (lesions, skipped) in found.items():
         cut(lesions, skipped, out / name, say, view)
@@ -141,7 +146,7 @@ def train(
     from benchmarks.ultrasound.training import train as train_folds
 
     regions = read_regions(out / dataset)
-    tests = {name: read_regions(out / name) for name in _names(test)}
+    tests = {name: read_regions(out / name) for name in _names(test, dataset)}
     for network, masked in product(listed(networks), _masks(masks)):
         settings = Training(
             network=network,
@@ -197,7 +202,7 @@ def explain(
         seed=seed,
     )
     known = read_regions(out / dataset)
-    tests = {name: read_regions(out / name) for name in _names(test)}
+    tests = {name: read_regions(out / name) for name in _names(test, dataset)}
     for network, masked in product(listed(networks), _masks(masks)):
         explain_regions(known, folder_of(out, network, masked), settings, say, tests)
 
@@ -211,7 +216,7 @@ def tables(out: Out, dataset: Dataset = _DATASET, test: Test = "none", page: Pag
     from benchmarks.ultrasound.tables import figure, markdown
     from captum_clustered._files import whole
 
-    found = gather(out, dataset, _names(test))
+    found = gather(out, dataset, _names(test, dataset))
     made = markdown(found)
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in made.items()) + "\n"
     written = [out / "results.json", out / "tables.md"]

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -145,23 +146,25 @@ def _read_busbra(data: Path) -> Found:
     if table := _table_in(data):
         return _read_table(table)
     _must((data / "bus_data.csv").is_file(), data, "BUS-BRA", "bus_data.csv, Images/ and Masks/")
-    folds: dict[str, int] = {}
-    if (data / "5-fold-cv.csv").is_file():
-        for row in _lines(data / "5-fold-cv.csv"):
-            folds[Path(row["ID"]).stem] = int(row["kFold"])
+    folds: dict[str, int | None] = {}
+    table = data / "5-fold-cv.csv"
+    if table.is_file():
+        for number, row in enumerate(_lines(table, ("ID", "kFold")), start=2):
+            folds[Path(row["ID"]).stem] = _fold(row["kFold"], table, number)
     lesions: list[Lesion] = []
     skipped: list[Skipped] = []
-    for row in _lines(data / "bus_data.csv"):
+    for row in _lines(data / "bus_data.csv", ("ID", "Case", "Pathology")):
         name = Path(row["ID"]).stem
         image = data / "Images" / f"{name}.png"
         mask = data / "Masks" / f"{name.replace('bus_', 'mask_')}.png"
-        label = _LABELS.get(row["Pathology"].strip().lower())
+        label = _LABELS.get(row["Pathology"].lower())
         problem = _problem_of(image, (mask,))
         if problem:
             skipped.append(Skipped(name, problem))
         else:
             fold = folds.get(name)
-            lesions.append(Lesion(name, image, row["Case"], label, masks=(mask,), fold=fold))
+            case = row["Case"] or name
+            lesions.append(Lesion(name, image, case, label, masks=(mask,), fold=fold))
     return lesions, skipped
 
 
@@ -188,9 +191,34 @@ def _read_busi(data: Path) -> Found:
     return lesions, skipped
 
 
-def _lines(table: Path) -> list[dict[str, str]]:
+def _lines(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of a table of a release, which must have these columns."""
     with table.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        there = [name.strip() for name in reader.fieldnames or ()]
+        if not set(columns) <= set(there):
+            raise ValueError(
+                f"`data` must have the columns {', '.join(columns)} in {table}; it has "
+                f"{', '.join(there) or 'none'}. Use the file as it was released."
+            )
+        reader.fieldnames = there
+        return [{name: (row[name] or "").strip() for name in columns} for row in reader]
+
+
+def _fold(text: str, table: Path, line: int) -> int | None:
+    """A fold as it is written, `3` or `3.0`; None where nothing is."""
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(
+            f"`fold` must be whole numbers; line {line} of {table} has {text!r}. Correct it, or "
+            "remove the column."
+        )
+    return int(number)
 
 
 # --- DDTI -----------------------------------------------------------------------------------------
@@ -412,9 +440,9 @@ def _read_table(table: Path) -> Found:
         image = table.parent / given["image"]
         name = f"{number:04d}-{Path(given['image']).stem}"
         known: dict[str, Any] = {
-            "case": given.get("case") or name,
+            "case": given.get("case") or given["image"],  # two lesions of a frame are one patient's
             "tags": tuple(given.get("tags", "").split()),
-            "fold": int(given["fold"]) if given.get("fold", "").isdigit() else None,
+            "fold": _fold(given.get("fold", ""), table, number + 1),
         }
         label = given.get("label", "").lower()
         if label and label not in _LABELS:

@@ -233,7 +233,7 @@ def _table(rows: _Rows, metrics: Sequence[str]) -> dict[str, Any]:
             {
                 **_named(variant),
                 **{
-                    column.name: _less(rows, images, variant, Variant("grad-cam"), column.name)
+                    column.name: _less(rows, variant, Variant("grad-cam"), column.name)
                     for column in columns
                 },
             }
@@ -261,23 +261,32 @@ def find(
     return (same or own or [None])[0]
 
 
-def _row(rows: _Rows, image: str, variant: Variant) -> Row | None:
-    for weighting in (variant.weighting, None, "drop", "auto"):
-        row = rows.get((image, variant.method, variant.clusters, weighting))
-        if row is not None and row["status"] == "ok":
-            return row
+def _kept(rows: _Rows, variant: Variant) -> Variant | None:
+    """The variant as the rows have it: a method may take no weighting."""
+    there = {key[1:] for key in rows}
+    for weighting in (variant.weighting, None):
+        if (variant.method, variant.clusters, weighting) in there:
+            return Variant(variant.method, variant.clusters, weighting)
     return None
 
 
-def _less(
-    rows: _Rows, images: Sequence[str], first: Variant, second: Variant, metric: str
-) -> list[float]:
+def _judged(rows: _Rows, variant: Variant) -> dict[str, Row]:
+    """The rows of a variant that did not fail, by image; none where it was not evaluated."""
+    kept = _kept(rows, variant)
+    if kept is None:
+        return {}
+    key = (kept.method, kept.clusters, kept.weighting)
+    return {k[0]: row for k, row in rows.items() if k[1:] == key and row["status"] == "ok"}
+
+
+def _less(rows: _Rows, first: Variant, second: Variant, metric: str) -> list[float]:
     """The paired difference of two variants with its interval by patient."""
-    pairs = []
-    for image in images:
-        ours, theirs = _row(rows, image, first), _row(rows, image, second)
-        if ours and theirs and None not in (ours.get(metric), theirs.get(metric)):
-            pairs.append((ours[metric], theirs[metric], ours["case"]))
+    ours, theirs = _judged(rows, first), _judged(rows, second)
+    pairs = [
+        (row[metric], theirs[image][metric], row["case"])
+        for image, row in ours.items()
+        if image in theirs and None not in (row.get(metric), theirs[image].get(metric))
+    ]
     if len(pairs) < 2:
         return [math.nan] * 3
     a, b, cases = zip(*pairs, strict=True)
@@ -289,12 +298,11 @@ def _comparison(
     rows: _Rows, first: tuple[str, int | None], second: tuple[str, int | None]
 ) -> dict[str, Any]:
     """What the paper found between two lines of its table, and what is found here."""
-    images = list(dict.fromkeys(image for image, *_ in rows))
     one, other = (Variant(m, k, "drop") for m, k in (first, second))
     found: dict[str, Any] = {"first": _named(one), "second": _named(other)}
     for number, metric in enumerate(("adc", "pic")):
         paper = PAPER[first][number] - PAPER[second][number]
-        here = _less(rows, images, one, other, metric)
+        here = _less(rows, one, other, metric)
         found[metric] = {"paper": round(paper, 2), "here": here, "verdict": _verdict(paper, here)}
     return found
 
@@ -320,12 +328,12 @@ def _verdict(paper: float, here: Sequence[float]) -> str:
 def _answers(rows: _Rows, regions: Sequence[Region]) -> list[dict[str, Any]]:
     """Heat on the lesion beyond the lesion's share of the picture, for right and wrong answers."""
     share = {region.name: _share(region) for region in regions}
-    images = list(dict.fromkeys(image for image, *_ in rows))
     found = []
     for method, clusters, weighting in _LOOKED_AT:
         variant = Variant(method, clusters, weighting)
-        own = [row for image in images if (row := _row(rows, image, variant))]
-        own = [row for row in own if row.get("energy") is not None]
+        own = [row for row in _judged(rows, variant).values() if row.get("energy") is not None]
+        if not own:
+            continue
         beyond = np.array([row["energy"] - share[Path(row["image"]).stem] for row in own])
         right = np.array([row["target"] == row["label"] for row in own])
         found.append(
@@ -345,19 +353,18 @@ def _marks(rows: _Rows, regions: Sequence[Region]) -> list[dict[str, Any]]:
     from PIL import Image
 
     of = {region.name: region for region in regions}
-    images = list(dict.fromkeys(image for image, *_ in rows))
     found = []
     for method, clusters, weighting in _LOOKED_AT:
         variant = Variant(method, clusters, weighting)
-        own = [row for image in images if (row := _row(rows, image, variant)) and "heat" in row]
+        own = [row for row in _judged(rows, variant).values() if "heat" in row]
+        if not own:
+            continue
         pictures, lesions = [], []
         for row in own:
             region = of[Path(row["image"]).stem]
             for kept, path in ((pictures, region.path), (lesions, region.mask)):
                 with Image.open(path) as file:
                     kept.append(np.asarray(file.convert("L")))
-        if not own:
-            continue
         maps = np.stack([map_of(row, pictures[0].shape[0]) for row in own])
         apart = _APART if view_of(regions[0].path.parents[1]) == "frame" else 0
         more = heat_on_marks(maps, pictures, [lesion > 0 for lesion in lesions], apart)
@@ -387,6 +394,8 @@ def _mean(values: np.ndarray, cases: Sequence[str]) -> list[float]:
 
 def _apart(values: np.ndarray, chosen: np.ndarray, cases: Sequence[str]) -> list[float]:
     """The mean of the chosen values less that of the others, with an interval drawn over cases."""
+    if chosen.all() or not chosen.any():
+        return [math.nan] * 3
     _, case = np.unique(cases, return_inverse=True)
     number = case.max() + 1
     draws = np.random.default_rng(0).multinomial(number, [1 / number] * number, size=_DRAWS)

@@ -2,7 +2,7 @@
 
 What a machine writes into a frame is thin and bright: brighter by :data:`STEP` than the median
 around it. Speckle seldom is. The heat on a frame's marks is compared with the heat of the *other*
-frames at the same places, since text has its usual places.
+frames at the same places, since text has its usual places; no frame counts where its own lesion is.
 """
 
 from __future__ import annotations
@@ -73,18 +73,23 @@ def heat_on_marks(
         *array*: `(N,)`: 0 if marks draw nothing, 1 if they have the heat of a mean pixel more; NaN
         where a frame has too few marks.
     """
+    shares = maps / np.maximum(maps.mean((1, 2), keepdims=True), 1e-6)  # (N, H, W)
+    far = np.stack([~_around(lesion, apart) for lesion in lesions])  # where it counts
+    total, count = (shares * far).sum(0), far.sum(0)  # (H, W)
+    found = np.full(len(maps), np.nan)
+    for i, picture in enumerate(pictures):
+        seen = marks(picture) & far[i]
+        others = count - far[i]  # how many other frames have no lesion there
+        where = _around(seen, _AROUND) & far[i] & (others > 0)
+        if seen.sum() < _FEWEST or not where.any():
+            continue
+        theirs = (total - shares[i] * far[i])[where] / others[where]
+        found[i] = shares[i][where].mean() - theirs.mean()
+    return found
+
+
+def _around(where: np.ndarray, pixels: int) -> np.ndarray:
     from scipy.ndimage import binary_dilation
 
-    shares = maps / np.maximum(maps.mean((1, 2), keepdims=True), 1e-6)  # (N, H, W)
-    total = shares.sum(0)
-    found = np.full(len(maps), np.nan)
-    for i, (picture, lesion) in enumerate(zip(pictures, lesions, strict=True)):
-        seen = marks(picture)
-        near = binary_dilation(lesion, iterations=apart) if apart else lesion
-        seen &= ~near
-        if seen.sum() < _FEWEST or len(maps) < 2:
-            continue
-        around = binary_dilation(seen, iterations=_AROUND) & ~near
-        others = (total - shares[i]) / (len(maps) - 1)
-        found[i] = shares[i][around].mean() - others[around].mean()
-    return found
+    grown: np.ndarray = binary_dilation(where, iterations=pixels) if pixels else where
+    return grown

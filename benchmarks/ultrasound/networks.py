@@ -11,7 +11,8 @@ last block.
 Each function without arguments makes its network for ``--model``, to be used with a checkpoint::
 
     captum-clustered evaluate --model benchmarks.ultrasound.networks:lite0 --layer features \
-        --checkpoint ultrasound/lite0/best.safetensors --data ultrasound/unseen.csv
+        --checkpoint ultrasound/lite0/fold3.safetensors \
+        --data ultrasound/lite0/explained/fold3/main.csv
 """
 
 from __future__ import annotations

@@ -98,15 +98,17 @@ def split(
 
     Raises:
         ValueError: If a class has fewer cases than there are folds and the hold-out together, or
-            the release's folds have a case in two of them.
+            the release's folds are not of all regions, are fewer than two, have a case in two of
+            them or a part with one class only.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     known = [region for region in regions if region.label is not None]
-    official = sorted({region.fold for region in known if region.fold is not None})
-    if known and all(region.fold is not None for region in known):
-        _check_apart(known)
-        return {region.name: official.index(region.fold) for region in known}  # type: ignore[arg-type]
+    numbers = [region.fold for region in known if region.fold is not None]
+    if numbers:
+        _check_folds(known, numbers)
+        official = sorted(set(numbers))
+        return {r.name: official.index(r.fold) for r in known if r.fold is not None}
     labels = np.array([region.label for region in known])
     cases = np.array([region.case for region in known])
     for label in (0, 1):
@@ -150,11 +152,24 @@ def stopping(
     return teaching.tolist(), telling.tolist()
 
 
-def _check_apart(regions: Sequence[Region]) -> None:
+def _check_folds(regions: Sequence[Region], numbers: Sequence[int]) -> None:
+    """Whether the folds of a release can be used."""
     fold_of: dict[str, int | None] = {}
+    labels: dict[int | None, set[int | None]] = {}
     for region in regions:
+        labels.setdefault(region.fold, set()).add(region.label)
         if fold_of.setdefault(region.case, region.fold) != region.fold:
             raise ValueError(
                 "`fold` must keep each case together; case "
                 f"{region.case} is in folds {fold_of[region.case]} and {region.fold}."
             )
+    problem = ""
+    if len(numbers) < len(regions):
+        problem = f"be given for all regions or none; {len(regions) - len(numbers)} have none"
+    elif len(labels) < 2:
+        problem = f"have two parts at least; all are in {numbers[0]}"
+    for fold, found in labels.items():
+        if len(found) < 2:
+            problem = problem or f"have both classes in each part; {fold} has one"
+    if problem:
+        raise ValueError(f"`fold` must {problem}. Correct the column, or remove it.")

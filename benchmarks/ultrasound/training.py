@@ -122,19 +122,15 @@ def train(
             model = network.build(settings.pretrained)
         say(f"{out.name}: {len(known)} regions, folds {', '.join(map(str, missing))}")
         pictures = _kept(model, network, known, settings, out, "")
-        unseen = {
-            name: (_kept(model, network, own, replace(settings, pictures=1), out, name), own)
-            for name, own in tests.items()
-        }
         for fold in missing:
             trained = copy.deepcopy(model)
             row = _fold(trained, pictures, known, parts, fold, settings)
-            row["tests"] = {name: _malignant(trained, *test) for name, test in unseen.items()}
             _save(trained.state_dict(), checkpoint(out, fold))
             write_json(out / f"fold{fold}.json", row)  # last: it says that the fold is done
             say(f"fold {fold}: {row['epochs']} epochs, {row['seconds']:.0f} s")
     rows = [json.loads((out / f"fold{k}.json").read_text()) for k in range(folds)]
-    found = _summary(known, parts, rows, settings, tests)
+    tested = {name: _tested(name, own, out, settings, folds) for name, own in tests.items()}
+    found = _summary(known, parts, rows, settings, tests, tested)
     write_json(out / "training.json", found)
     return found
 
@@ -214,6 +210,31 @@ def _fold(
         "seconds": time.perf_counter() - begin,
         "malignant": _malignant(model, pictures[judged], [regions[i] for i in judged.tolist()]),
     }
+
+
+def _tested(
+    name: str, regions: Sequence[Region], out: Path, settings: Training, folds: int
+) -> list[dict[str, float]]:
+    """What each fold's network says of another data set; kept until that set changes."""
+    from safetensors.torch import load_file
+
+    path, digest = out / f"test-{name}.json", _digest(regions)
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["data"] == digest and len(kept["folds"]) == folds:
+            return list(kept["folds"])
+    network = NETWORKS[settings.network]
+    with torch.random.fork_rng():
+        model = network.build(False)
+    model.load_state_dict(load_file(checkpoint(out, 0)))
+    plain = replace(settings, pictures=1, masks=False)
+    pictures = _kept(model, network, regions, plain, out, name)
+    found = []
+    for fold in range(folds):
+        model.load_state_dict(load_file(checkpoint(out, fold)))
+        found.append(_malignant(model, pictures, regions))
+    write_json(path, {"data": digest, "folds": found})
+    return found
 
 
 def _malignant(model: TNet, pictures: Tensor, regions: Sequence[Region]) -> dict[str, float]:
@@ -343,6 +364,7 @@ def _summary(
     folds: Sequence[dict[str, Any]],
     settings: Training,
     tests: Mapping[str, Sequence[Region]],
+    tested: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, Any]:
     def rates(malignant: Mapping[str, float], known: Sequence[Region]) -> dict[str, Any]:
         own = [region for region in known if region.name in malignant and region.label is not None]
@@ -379,13 +401,10 @@ def _summary(
         "holdout": rates(held, regions) if held else None,
         "tests": {
             name: {
-                "malignant": folds[best]["tests"][name],
-                "rates": rates(folds[best]["tests"][name], known),
+                "malignant": tested[name][best],
+                "rates": rates(tested[name][best], known),
                 "mean_of_folds": rates(
-                    {
-                        r.name: float(np.mean([f["tests"][name][r.name] for f in folds]))
-                        for r in known
-                    },
+                    {r.name: float(np.mean([p[r.name] for p in tested[name]])) for r in known},
                     known,
                 ),
             }
@@ -484,6 +503,8 @@ def _same_settings(
 ) -> None:
     dealt = (str(parts[region.name]) for region in regions)
     chosen = {**asdict(settings), "data": _digest(regions, *dealt)}
+    if all(region.fold is not None for region in regions):  # then neither is used
+        del chosen["folds"], chosen["holdout"]
     path = out / "settings.json"
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from benchmarks.ultrasound import explaining, findings, marks, networks, tables,
 from benchmarks.ultrasound.explaining import Set, seen_by_none
 from benchmarks.ultrasound.networks import NETWORKS, Network, TNet
 from benchmarks.ultrasound.splits import HOLDOUT, Region, split, stopping
+from captum_clustered.evaluation.rows import Variant
 from captum_clustered.models import load
 
 
@@ -69,6 +70,26 @@ def test_the_folds_of_the_release_are_taken():
     wrong = [*regions, replace(regions[0], name="x", fold=4)]
     with pytest.raises(ValueError, match=r"`fold` must keep each case together; case c0 is in"):
         split(wrong)
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"),
+    [
+        ([1, 2, None], r"be given for all regions or none; \d+ have none"),
+        ([1, 1, 1], r"have two parts at least; all are in 1"),
+        ([1, 2, 3], r"have both classes in each part; 3 has one"),
+    ],
+)
+def test_folds_that_cannot_be_used(folds, words):
+    regions = [
+        replace(
+            r, fold=folds[int(r.case[1:]) % 3], label=0 if int(r.case[1:]) % 3 == 2 else r.label
+        )
+        for r in _regions()
+        if r.label is not None
+    ]
+    with pytest.raises(ValueError, match=rf"`fold` must {words}"):
+        split(regions)
 
 
 def test_no_hold_out():
@@ -317,7 +338,7 @@ def test_the_tables_say_what_the_rows_say(chain):
     assert max(found["networks"]["tiny"]["timing"]["differences"].values()) < 1e-3
     page = (chain / "page.md").read_text(encoding="utf-8")
     assert page.startswith("before <!-- table tiny csv table-1 -->\n\n| Method | ADC, paper |")
-    assert "old" not in page
+    assert "-->old<" not in page
     assert (chain / "figure-tiny.png").stat().st_size > 10_000
     text = (chain / "tables.md").read_text(encoding="utf-8")
     for name in ("networks", "answers", "tiny csv all", "tiny phantom curves", "tiny comparisons",
@@ -337,10 +358,41 @@ def test_the_paper_s_comparisons_are_decided_by_the_interval(chain):
     assert found["data"]["csv"]["comparisons"][0]["adc"]["paper"] == pytest.approx(-2.61)
 
 
+def test_another_test_set_may_come_later(chain, tiny):
+    folder = chain / "tiny"
+    before = json.loads((folder / "training.json").read_text())["tests"]["csv"]
+    (folder / "test-csv.json").unlink()
+    _run("train", "--out", chain, *TRAIN)
+    assert json.loads((folder / "training.json").read_text())["tests"]["csv"] == before
+    with pytest.raises(ValueError, match=r"`test` must name other data sets .*'phantom' in both"):
+        command._names("csv,phantom", "phantom")
+
+
+def test_a_failed_row_is_replaced_by_none_of_another_weighting():
+    def row(image, method, clusters, weighting, adc, status="ok"):
+        key = image, method, clusters, weighting
+        return key, {"image": image, "status": status, "adc": adc, "case": image}
+
+    rows = dict(
+        [row(i, "grad-cam", None, None, 10.0) for i in "abcd"]
+        + [row(i, "clustered-cam", 64, "auto", 90.0) for i in "abcd"]
+        + [
+            row(i, "clustered-cam", 64, "drop", 10.0, "ok" if i != "a" else "failed")
+            for i in "abcd"
+        ]
+    )
+    less = findings._less(
+        rows, Variant("clustered-cam", 64, "drop"), Variant("grad-cam", None, "drop"), "adc"
+    )
+    assert less == [0, 0, 0]
+    assert np.isnan(findings._less(rows, Variant("ablation-cam"), Variant("grad-cam"), "adc")).all()
+
+
 def test_right_and_wrong_answers_by_hand():
     values = np.array([10.0, 20.0, 30.0, 2.0])
     chosen = np.array([True, True, True, False])
     estimate, low, high = findings._apart(values, chosen, ["a", "b", "c", "d"])
+    assert np.isnan(findings._apart(values, chosen | True, ["a", "b", "c", "d"])).all()
     assert estimate == 18
     assert 8 <= low < 18 < high <= 28
 
@@ -362,6 +414,23 @@ def test_heat_on_marks_is_what_other_frames_do_not_have_there():
     assert drawn[2] < 0  # the other frames have heat there, and this one has not
     inside = marks.heat_on_marks(np.stack([there, flat]), [written] * 2, [~lesion] * 2, apart=0)
     assert np.isnan(inside).all()  # marks on the lesion do not count
+
+
+def test_marks_that_draw_nothing_have_no_heat_although_lesions_of_others_lie_there():
+    rng = np.random.default_rng(0)
+    maps, pictures, lesions = [], [], []
+    for _ in range(40):
+        lesion = np.zeros((80, 80), dtype=bool)
+        top, left = rng.integers(0, 60, 2)
+        lesion[top : top + 20, left : left + 20] = True
+        picture = np.full((80, 80), 50, np.uint8)
+        for row in rng.integers(0, 80, 4):
+            picture[row, 5:75] = 250
+        maps.append(np.where(lesion, 1.0, 0.1))
+        pictures.append(picture)
+        lesions.append(lesion)
+    found = marks.heat_on_marks(np.stack(maps), pictures, lesions, apart=0)
+    assert abs(np.nanmean(found)) < 0.02
 
 
 def test_the_control_of_ones_lies_on_the_lesion_as_far_as_the_lesion_reaches(chain):

@@ -243,7 +243,7 @@ def test_table_with_contours_and_masks(tmp_path):
     lesions, skipped = read(table)
     assert skipped == []
     assert [n.name for n in lesions] == ["0001-one", "0002-one", "0003-one"]
-    assert [n.case for n in lesions] == ["P1", "P1", "0003-one"]
+    assert [n.case for n in lesions] == ["P1", "P1", "a/one.png"]
     assert [n.label for n in lesions] == [0, 1, None]
     assert lesions[0].contour == tuple((float(x), float(y)) for x, y in SQUARE)
     assert lesions[0].tags == ("biopsy", "left")
@@ -366,7 +366,16 @@ def test_busbra_as_released(tmp_path):
         ("bus_0003-l", "the mask cannot be read")
     ]
     assert read(tmp_path / "busbra", "busbra")[0] == lesions
-    (tmp_path / "busbra" / "5-fold-cv.csv").unlink()
+    folds = tmp_path / "busbra" / "5-fold-cv.csv"
+    folds.write_text(folds.read_text().replace(",3", ",3.0"))
+    assert read(tmp_path, "busbra")[0] == lesions
+    folds.write_text(folds.read_text().replace(",3.0", ",third"))
+    with pytest.raises(ValueError, match=r"`fold` must be whole numbers; line 2 of .*'third'"):
+        read(tmp_path, "busbra")
+    folds.write_text("ID;kFold\n")
+    with pytest.raises(ValueError, match=r"must have the columns ID, kFold in .*it has ID;kFold"):
+        read(tmp_path, "busbra")
+    folds.unlink()
     assert {n.fold for n in read(tmp_path, "busbra")[0]} == {None}
 
 
@@ -400,6 +409,14 @@ def test_a_table_has_folds_and_other_names_of_its_columns(tmp_path):
         place = tmp_path if dataset == "busi" else tmp_path / "busi"
         lesions, _ = read(place, dataset)
         assert [(n.label, n.case, n.fold) for n in lesions] == [(1, "c", 4), (0, "d", None)]
+
+
+def test_two_lesions_of_a_frame_are_one_patient_s(tmp_path):
+    _picture(tmp_path / "a.png")
+    for number in (1, 2):
+        _mask(tmp_path / f"m{number}.png")
+    table = _table(tmp_path, "a.png,,0,,m1.png,", "a.png,,1,,m2.png,")
+    assert [n.case for n in read(table)[0]] == ["a.png", "a.png"]
 
 
 def test_real_breast_data(shared_data):
