@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -224,7 +225,11 @@ class KMeans:
         draws = torch.rand(draws_for(k), generator=generator)
         draws = draws.to(features.device, _at_least_float32(features.dtype))
         lot = max(1, _BYTES // (4 * c * k))
-        with torch.inference_mode():  # many small operations, a tenth of whose time is autograd's
+        with ExitStack() as stack:
+            # many small operations, a tenth of whose time is autograd's
+            stack.enter_context(torch.inference_mode())
+            if torch.is_autocast_enabled(features.device.type):  # it would round the distances
+                stack.enter_context(torch.autocast(features.device.type, enabled=False))
             labels = [self._fit(part, draws, k) for part in features.split(lot)]
         return torch.cat(labels)
 

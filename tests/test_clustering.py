@@ -287,6 +287,14 @@ def test_labels_of_kmeans_can_be_used_where_gradients_are_needed():
     features.sum(2).gather(1, labels).sum().backward()  # autograd keeps the labels
 
 
+@pytest.mark.parametrize("clusterer", [KMeans(6), CosineKMeans(6)])
+def test_kmeans_computes_in_full_precision_under_autocast(clusterer):
+    features = torch.rand(2, 40, 16, generator=torch.Generator().manual_seed(0))
+    plain = clusterer(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert clusterer(features).equal(plain)
+
+
 def test_large_batches_are_clustered_in_lots(monkeypatch):
     features = torch.rand(5, 30, 6)
     whole = KMeans(5)(features)
