@@ -2,8 +2,8 @@
 
 On the CPU a convolution of oneDNN reads and writes several images channels-last without laying them
 out anew, and what a layer returns should be no larger than the memory that the process holds
-anyway: larger memory is fetched from the system, and zeroed, in each call. Neither changes more
-than rounding.
+anyway: larger memory is fetched from the system, and zeroed, in each call. A model whose answers
+hang on its axes alone notices neither, but for rounding; whether it does is found out.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ def channels_last(images: Tensor) -> Tensor:
 class Layout:
     """Runs a model on images in the layout that it computes fastest, as long as it takes them so.
 
-    A model that takes its input apart by `view` needs the usual layout, and gets it.
+    What a model answers must not hang on the layout. Where it reads the memory of its input in
+    order, as by `as_strided`, it does. So images are laid out only beside one whose answer in the
+    usual layout is known; see :meth:`checked`.
     """
 
     def __init__(self) -> None:
         self.taken = True
+        self._used = False
 
     def __call__(self, run: Callable[[Tensor], T], images: Tensor) -> T:
         """What `run` returns for the images; it may be called twice, with the same values.
@@ -68,8 +71,23 @@ class Layout:
         laid = channels_last(images) if self.taken else images
         if laid is images:
             return run(images)
-        with suppress(RuntimeError):
+        self._used = True
+        with suppress(Exception):  # a model may refuse a layout with an error of its own
             return run(laid)
         output = run(images)  # raises again where the layout is not the reason
         self.taken = False
         return output
+
+    def checked(self, check: Callable[[], T], failed: Callable[[T], bool]) -> T:
+        """What a check returns; where it fails, it is made again in the usual layout.
+
+        Args:
+            check (callable): Compares images among others, which may be laid out, with the same
+                images in the usual layout.
+            failed (callable): Whether what it returned speaks against the model.
+        """
+        found = check()
+        if failed(found) and self.taken and self._used:
+            self.taken = False
+            found = check()
+        return found

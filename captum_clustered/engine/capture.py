@@ -116,7 +116,14 @@ class FirstPass:
         return tolerance(self.scale, dtypes)
 
 
-def capture(model: Model, io: LayerIO, target: Tensor | None, *, whole: bool = False) -> FirstPass:
+def capture(
+    model: Model,
+    io: LayerIO,
+    target: Tensor | None,
+    *,
+    whole: bool = False,
+    lay_out: bool = True,
+) -> FirstPass:
     """Runs the model once and records what the replay needs.
 
     Args:
@@ -124,6 +131,7 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, *, whole: bool = F
         io (LayerIO): The layer, and which side of it.
         target (Tensor or None): From :func:`captum_clustered.targets.format_target`.
         whole (bool, optional): Whether to keep all outputs of the prefix. Default: False
+        lay_out (bool, optional): Whether images may be laid out channels-last. Default: True
 
     Returns:
         *FirstPass*: The activations, the scores and the frozen prefix; no maps yet.
@@ -132,15 +140,17 @@ def capture(model: Model, io: LayerIO, target: Tensor | None, *, whole: bool = F
         ValueError: If the layer does not run, or runs more than once, or folds the batch away, or
             if the number of scores is neither that of the examples nor one.
     """
-    return model.settled(lambda: _captured(model, io, target, whole))
+    return model.settled(lambda: _captured(model, io, target, whole, lay_out))
 
 
-def _captured(model: Model, io: LayerIO, target: Tensor | None, whole: bool) -> FirstPass:
-    if not torch.is_grad_enabled():
+def _captured(
+    model: Model, io: LayerIO, target: Tensor | None, whole: bool, lay_out: bool
+) -> FirstPass:
+    if lay_out and not torch.is_grad_enabled():
         laid = _channels_last(model.args)
         if any(map(operator.is_not, laid, model.args)):
-            # a model that takes its input apart by `view` needs the usual layout
-            with suppress(RuntimeError):
+            # a model may refuse the layout with an error of its own; any other comes again
+            with suppress(Exception):
                 return _run(model, io, target, whole, laid, lay_out=True)
     return _run(model, io, target, whole, model.fresh())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from captum_clustered._copies import (
     plans,
     watched,
 )
+from captum_clustered._layout import Layout
 from captum_clustered.engine.model import chunks
 from captum_clustered.targets import repeat_target, select
 
@@ -96,6 +97,7 @@ class Copies:
         certain (Sequence[int]): Arguments that have one row for each example.
         score (callable): From the output and the number of copies to scores of each example of each
             copy.
+        layout (Layout): How `run` lays out several copies, if it does.
     """
 
     first: FirstPass
@@ -104,6 +106,7 @@ class Copies:
     run: Callable[[list[Tensor], int, frozenset[int]], Any]
     certain: Sequence[int] = (0,)
     score: Callable[[Any, int], Tensor] | None = None
+    layout: Layout = field(default_factory=Layout)
 
     def scores(self, count: int, chunk: int, tick: Callable[[int], object]) -> Copied:
         """The scores of so many copies. It reads values from the device.
@@ -133,8 +136,11 @@ class Copies:
         def judge(output: Any) -> Tensor | str:
             return self._compared(output, k, {1: self.first.scores, 2: one})
 
-        choices = plans(args, self.first.model.n, self.certain)
-        shared = first_that_agrees(choices, parts, run, judge)
+        choices = list(plans(args, self.first.model.n, self.certain))
+        shared = self.layout.checked(
+            lambda: first_that_agrees(choices, parts, run, judge),
+            lambda shared: shared.repeated is None,
+        )
         if shared.repeated is None:
             return self._alone(count, shared.found, tick)
         tick(len(start))

@@ -146,6 +146,7 @@ class LayerExplainer(LayerAttribution):
         additional_forward_args: Any,
         at_input: bool,
         gradients: bool = False,
+        lay_out: bool = True,
     ) -> Iterator[FirstPass]:
         """Runs the model once; until the context is left, the model is borrowed."""
         io = LayerIO(self.layer, at_input)
@@ -159,7 +160,7 @@ class LayerExplainer(LayerAttribution):
             if gradients:
                 first, found = model.settled(lambda: _differentiate(model, io, targets, read))
             else:
-                first, found = capture(model, io, targets), []
+                first, found = capture(model, io, targets, lay_out=lay_out), []
             if first.stochastic:
                 warn(
                     "The model has dropout or batch norm in training mode, so that its scores are "

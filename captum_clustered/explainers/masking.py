@@ -156,17 +156,16 @@ class MaskedImage:
             return [self.through(masks.unsqueeze(2))]
 
         def run(values: list[Tensor], times: int, repeated: frozenset[int]) -> Any:
-            return self.layout(
-                lambda shown: first.model.copies(
-                    times, repeated - {self.place}, {self.place: shown}
-                ),
-                values[0],
-            )
+            def copied(shown: Tensor) -> Any:
+                return first.model.copies(times, repeated - {self.place}, {self.place: shown})
+
+            # a single copy is what the others are compared with
+            return copied(values[0]) if times == 1 else self.layout(copied, values[0])
 
         def scored(output: Any, times: int) -> Tensor:
             return target_scores(output, repeat_target(first.target, times), score)
 
-        copies = Copies(first, [self.image], make, run, (self.place,), scored)
+        copies = Copies(first, [self.image], make, run, (self.place,), scored, self.layout)
         found = copies.scores(joint.shape[1], chunk, tick)
         if found.remark is not None:
             warn(found.remark)

@@ -151,7 +151,7 @@ class ClusteredLayerOptimization(LayerExplainer, GradientAttribution):
             torch.Size([3, 3])
         """
         with self._first_pass(
-            inputs, target, additional_forward_args, attribute_to_layer_input
+            inputs, target, additional_forward_args, attribute_to_layer_input, lay_out=False
         ) as first:
             if len(first.maps) > 1:
                 raise ValueError(

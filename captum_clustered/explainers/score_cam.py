@@ -174,8 +174,8 @@ class ClusteredLayerScore(LayerExplainer, PerturbationAttribution):
         """
         check_perturbations(perturbations_per_eval)
         with self._first_pass(
-            inputs, target, additional_forward_args, attribute_to_layer_input
-        ) as first:
+            inputs, target, additional_forward_args, attribute_to_layer_input, lay_out=False
+        ) as first:  # in the usual layout, since the masked images are compared with it
             view = MaskedImage.of(first, self.masked_input, self.fill)
             parts = self._parts(first, self.clusterer, self.parts)
             groups = [

@@ -143,7 +143,7 @@ class ImageModel:
         forward_func (callable): The model; takes the images, then the other inputs.
         image (Tensor): The images that are judged, `(N, C, *spatial)`.
         others (tuple): Further inputs and forward arguments.
-        layout (Layout): How several images are laid out for the model.
+        layout (Layout): How images of several examples are laid out for the model.
     """
 
     forward_func: Callable[..., Any]
@@ -186,7 +186,7 @@ class ImageModel:
         """
         if image is self.image:  # the model may write into what it gets
             image = image.clone()
-        return self.layout(lambda laid: self.run(laid, self.others), image)
+        return self.run(image, self.others)
 
     def run(self, image: Tensor, others: tuple[Any, ...]) -> Tensor:
         """Runs the model on images `(M, C, *spatial)` with other inputs for them."""
@@ -249,11 +249,14 @@ class ImageModel:
         def parts(taken: frozenset[int]) -> list[Tensor]:
             return [images, *(args[place] for place in sorted(taken))]
 
-        shared = first_that_agrees(
-            plans(args, len(self.image), [0]),
-            parts,
-            lambda taken: Mixed(self, taken)(images, at),
-            judge,
+        shared = self.layout.checked(
+            lambda: first_that_agrees(
+                plans(args, len(self.image), [0]),
+                parts,
+                lambda taken: Mixed(self, taken)(images, at),
+                judge,
+            ),
+            lambda shared: shared.repeated is None,
         )
         if shared.repeated is not None:
             return Mixed(self, shared.repeated, shared.relied), shared.found

@@ -41,6 +41,12 @@ class ViewInFront(Net):
         return x.view(len(x), -1).relu().view(x.shape)
 
 
+class WantsTheUsualLayout(Net):
+    def middle(self, x):
+        assert x.is_contiguous()
+        return self.relu(x)
+
+
 class InPlaceWithAlias(Net):
     """Who wrote into a copy of the layer's output would leave the alias as it was."""
 
@@ -125,8 +131,9 @@ def test_what_lies_behind_sees_the_usual_form_at_once():
     assert len(several) == len(one), "nothing had to be done again"
 
 
-def test_a_model_that_needs_the_usual_form_in_front_gets_it():
-    model = _model(ViewInFront)
+@pytest.mark.parametrize("make", [ViewInFront, WantsTheUsualLayout])
+def test_a_model_that_needs_the_usual_form_in_front_gets_it(make):
+    model = _model(make)
     several, one = _layouts(model, X), _layouts(model, X[:1])
     assert several == [False, *one]
     assert all(one)
