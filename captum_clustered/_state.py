@@ -235,12 +235,12 @@ class Memory:
         # torch's own write nothing in evaluation mode
         values = self._quiet if own and not module.training else self._values
         for tensor in register.values():
+            if not own and type(tensor) is nn.Parameter and tensor.numel() <= 4096:
+                self._small.new.append(tensor)  # by `.data` they may be written uncounted
             if tensor is None or id(tensor) in known:
                 continue
             known[id(tensor)] = tensor
             self._add_tensor(tensor, values)
-            if not own and type(tensor) is nn.Parameter and tensor.numel() <= 4096:
-                self._small.new.append(tensor)  # by `.data` they may be written uncounted
 
     def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
         """Remembers which hooks there are, but not what they keep, which is not the model's."""

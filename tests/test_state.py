@@ -321,6 +321,35 @@ def test_what_a_backward_pass_writes_is_put_back_before_the_next_pass():
     assert model.level == 1
 
 
+class Doubles(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, h):
+        self.scale.data.mul_(2)
+        return h * self.scale
+
+
+class ListedParameters(Base):
+    """Its parameters are found in a list before they are found in their modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Doubles()
+        self.trainable = list(self.parameters())
+
+    def state(self, h):
+        return self.part(h)
+
+
+@torch.no_grad()
+def test_parameters_are_watched_whatever_leads_to_them():
+    model = ListedParameters()
+    with lent(model) as lent_model:
+        assert lent_model(X).equal(lent_model(X))
+
+
 # --- hooks of others ------------------------------------------------------------------------------
 
 
