@@ -197,8 +197,8 @@ class Memory:
             self.lazy = True
         elif type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
             self._parameters.new.append(tensor)
-        elif not tensor.is_inference() and not tensor.is_meta:
-            values.new.append(tensor)
+        elif not tensor.is_meta:  # writes to a tensor of inference mode are not counted
+            (self._values if tensor.is_inference() else values).new.append(tensor)
 
     def _open_module(self, module: nn.Module) -> Iterable[Any]:
         """The same as :meth:`_open`, in fewer steps, since there are many modules."""
@@ -482,13 +482,13 @@ class _Parameters:
         """Notes how the new ones are."""
         new, self.new = self.new, []
         self.tensors += new
-        self.versions += [-1 if one.is_inference() else one._version for one in new]
+        self.versions += map(_version, new)
         self.flags += [one.requires_grad for one in new]
         self.grads += [one.grad for one in new]
 
     def written(self) -> list[Tensor]:
         noted = zip(self.tensors, self.versions, strict=True)
-        return [one for one, version in noted if version not in (-1, one._version)]
+        return [one for one, version in noted if version != _version(one)]
 
     def changed(self) -> bool:
         return (
@@ -516,12 +516,12 @@ class _Lot:
 
     @classmethod
     def of(cls, tensors: list[Tensor]) -> _Lot:
-        versions = [tensor._version for tensor in tensors]
-        return cls(tensors, versions, [tensor.shape for tensor in tensors], _joined(tensors))
+        shapes = [tensor.shape for tensor in tensors]
+        return cls(tensors, [*map(_version, tensors)], shapes, _joined(tensors))
 
     def counted(self) -> bool:
         """Whether a write was counted."""
-        return [tensor._version for tensor in self.tensors] != self.versions
+        return [*map(_version, self.tensors)] != self.versions
 
     def differs(self) -> bool:
         """Whether a value has changed; a NaN equals itself."""
@@ -532,7 +532,7 @@ class _Lot:
         parts = self.values.split([shape.numel() for shape in self.shapes])
         for tensor, shape, part in zip(self.tensors, self.shapes, parts, strict=True):
             _write(tensor, part.view(shape))
-        self.versions[:] = [tensor._version for tensor in self.tensors]
+        self.versions[:] = map(_version, self.tensors)
 
 
 class _Values:
@@ -559,7 +559,7 @@ class _Values:
             if dense and type(tensor) in _PLAIN:
                 by_type[tensor.dtype, tensor.device].append(tensor)
             else:
-                self.others.append((tensor, tensor._version, tensor.detach().clone()))
+                self.others.append((tensor, _version(tensor), tensor.detach().clone()))
         self.lots += map(_Lot.of, by_type.values())
 
     def written(self) -> bool:
@@ -568,7 +568,7 @@ class _Values:
 
     def changed(self) -> bool:
         """Whether a value may have changed."""
-        others = any(tensor._version != version for tensor, version, _ in self.others)
+        others = any(_version(tensor) != version for tensor, version, _ in self.others)
         return others or any(map(self._may_differ, self.lots))
 
     def _may_differ(self, lot: _Lot) -> bool:
@@ -579,9 +579,14 @@ class _Values:
         for lot in filter(self._may_differ, self.lots):
             lot.put_back()
         for place, (tensor, version, value) in enumerate(self.others):
-            if tensor._version != version:
+            if _version(tensor) != version:
                 _write(tensor, value)
-                self.others[place] = tensor, tensor._version, value
+                self.others[place] = tensor, _version(tensor), value
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; always -1 in inference mode, where nobody counts."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()
@@ -594,7 +599,8 @@ def _write(tensor: Tensor, value: Tensor) -> None:
     """Writes a tensor without being counted, since whoever took its gradient has the old values."""
     data = tensor.data
     if data.shape != value.shape or data.layout is not torch.strided:
-        tensor.data = value.clone()
+        with torch.inference_mode(tensor.is_inference()):  # the memory of one kind for its own
+            tensor.data = value.clone()
     elif not data.is_cpu or not data.equal(value):
         with suppress(RuntimeError):  # nobody can write to what is expanded, neither did the model
             data.copy_(value)

@@ -321,6 +321,45 @@ def test_what_a_backward_pass_writes_is_put_back_before_the_next_pass():
     assert model.level == 1
 
 
+class WritesInInferenceMode(Base):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3).eval()
+        self.register_buffer("mean", torch.ones(4))
+        self.scale = torch.nn.Parameter(torch.ones(4))
+
+    def state(self, h):
+        with torch.inference_mode():
+            self.mean += 1
+        return h * self.scale * self.mean
+
+
+@torch.inference_mode()
+def _made_in_inference_mode():
+    return WritesInInferenceMode()
+
+
+def test_a_model_made_in_inference_mode_is_found_as_it_was():
+    model = _made_in_inference_mode()
+    with torch.no_grad(), lent(model) as lent_model:
+        assert lent_model(X).equal(lent_model(X))
+    assert model.mean.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("door", [_finds_a_layer, _begins_to_judge, _prepares])
+def test_whoever_runs_a_model_made_in_inference_mode_leaves_it(door):
+    model = _made_in_inference_mode()
+    door(model)
+    assert model.mean.tolist() == [1] * 4
+
+
+def test_a_model_made_in_inference_mode_is_explained():
+    model = _made_in_inference_mode()
+    result = LayerAblationCam(model, model.a).explain(X, target=1)
+    assert result.attributions.isfinite().all()
+    assert model.mean.tolist() == [1] * 4
+
+
 class Doubles(torch.nn.Module):
     def __init__(self):
         super().__init__()
