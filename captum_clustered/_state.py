@@ -5,8 +5,8 @@ dictionary, a counter, a hook, a whole new module. All of it hangs on the model'
 walk from there finds it. The containers are copied (not what is in them), and the values of tensors
 and arrays; parameters are only watched, because they are large and a pass does not write them.
 
-Private parts of PyTorch: `Tensor._version`, which counts the writes to a tensor, the hooks of a
-module, `_forward_hooks` and `_forward_pre_hooks`, and those that act on all modules,
+Private parts of PyTorch: `Tensor._version`, which counts the writes to a tensor, `_NormBase`, which
+all batch norms are, the hooks of a module, `_forward_hooks` and `_forward_pre_hooks`, and those that act on all modules,
 `_global_forward_hooks` and `_global_forward_pre_hooks`.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 __all__ = [
@@ -158,6 +159,7 @@ class Memory:
         self.hooks: list[dict[int, Any]] = []
         if not stores:
             self._open_hooks(*_global_hooks())
+            self._empty += filterfalse(None, _global_hooks())
 
     # --- the walk ---------------------------------------------------------------------------------
 
@@ -232,15 +234,17 @@ class Memory:
         known[id(register)] = register
         self._add_dict(register, False)
         own = type(module).__module__.startswith("torch.")
-        # torch's own write nothing in evaluation mode
-        values = self._quiet if own and not module.training else self._values
+        quiet = own and not module.training
+        statistics = isinstance(module, _NormBase)
         for tensor in register.values():
             if not own and type(tensor) is nn.Parameter and tensor.numel() <= 4096:
                 self._small.new.append(tensor)  # by `.data` they may be written uncounted
             if tensor is None or id(tensor) in known:
                 continue
             known[id(tensor)] = tensor
-            self._add_tensor(tensor, values)
+            # batch norm writes its statistics uncounted, also where a model calls it as a function
+            counted = quiet and not (statistics and tensor.ndim and tensor.is_cpu)
+            self._add_tensor(tensor, self._quiet if counted else self._values)
 
     def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
         """Remembers which hooks there are, but not what they keep, which is not the model's."""
@@ -524,7 +528,11 @@ class _Lot:
         return [*map(_version, self.tensors)] != self.versions
 
     def differs(self) -> bool:
-        """Whether a value has changed; a NaN equals itself."""
+        """Whether a value, a shape or a type has changed; a NaN equals itself."""
+        if [tensor.shape for tensor in self.tensors] != self.shapes:
+            return True
+        if {tensor.dtype for tensor in self.tensors} != {self.values.dtype}:
+            return True
         now = _joined(self.tensors)
         return not now.view(torch.uint8).equal(self.values.view(torch.uint8))
 
@@ -598,7 +606,8 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 def _write(tensor: Tensor, value: Tensor) -> None:
     """Writes a tensor without being counted, since whoever took its gradient has the old values."""
     data = tensor.data
-    if data.shape != value.shape or data.layout is not torch.strided:
+    alike = data.shape == value.shape and data.dtype == value.dtype
+    if not alike or data.layout is not torch.strided:
         with torch.inference_mode(tensor.is_inference()):  # the memory of one kind for its own
             tensor.data = value.clone()
     elif not data.is_cpu or not data.equal(value):

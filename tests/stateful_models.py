@@ -96,10 +96,48 @@ class BufferAssigned(BufferInPlace):
         return h * self.mean
 
 
+class BufferOfAnotherShape(BufferInPlace):
+    def state(self, h):
+        mean = self.mean
+        mean.data = mean.data.reshape(2, 2) if mean.ndim == 1 else mean.data.reshape(2, 2, 1)
+        return h * mean.ndim
+
+
+class BufferOfAnotherType(BufferInPlace):
+    def state(self, h):
+        h = h + self.mean.itemsize
+        self.mean.data = self.mean.data.half()
+        return h
+
+
 class BufferWithNewMemory(BufferInPlace):
     def state(self, h):
         self.mean.data = self.mean.data * 3
         return h * self.mean
+
+
+class StatisticsOfEachPass(Base):
+    """Batch norm that is told to train, and then says that it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4).eval()
+
+    def state(self, h):
+        h = h * (1 + self.norm.running_mean)
+        self.statistics(h.detach())
+        return h
+
+    def statistics(self, h):
+        self.norm.train()
+        self.norm(h)
+        self.norm.eval()
+
+
+class StatisticsByAFunction(StatisticsOfEachPass):
+    def statistics(self, h):
+        norm = self.norm
+        nn.functional.batch_norm(h, norm.running_mean, norm.running_var, training=True)
 
 
 class Counter(Base):
@@ -317,7 +355,8 @@ class ScaleOfFirstBatchCounted(ScaleOfFirstBatch):
 PUT_BACK = (
     *(Attribute, Dictionary, Growing, Window, Array, BufferInPlace, BufferByData, BufferAssigned),
     *(BufferWithNewMemory, Counter, TensorInPlace, Cache, ParentWrites, Switching, OwnGenerator),
-    *(SpectralNorm, WeightNorm, TrainingStatistics),
+    *(SpectralNorm, WeightNorm, TrainingStatistics, StatisticsOfEachPass, StatisticsByAFunction),
+    *(BufferOfAnotherShape, BufferOfAnotherType),
 )
 BUILDS = (
     *(HeadOnFirstCall, ModulesInADictionary, Lazy, HooksOnFirstCall, BufferOnFirstCall),

@@ -17,6 +17,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import register_module_forward_hook
 
 from captum_clustered import LayerAblationCam
 from captum_clustered._borrow import lent
@@ -319,6 +321,26 @@ def test_what_a_backward_pass_writes_is_put_back_before_the_next_pass():
         assert model.level == 2
         assert torch.equal(lent_model(X), expected)
     assert model.level == 1
+
+
+class HooksAllModules(Base):
+    def state(self, h):
+        register_module_forward_hook(_does_nothing)
+        return h
+
+
+def _does_nothing(*_):
+    return None
+
+
+def test_hooks_on_all_modules_do_not_pile_up():
+    hooks = torch_module._global_forward_hooks
+    assert not hooks
+    try:
+        LayerAblationCam(model := HooksAllModules(), model.a, replay="full").attribute(X, target=1)
+        assert len(hooks) == 1, "as after one pass, since a model may install them for good"
+    finally:
+        hooks.clear()
 
 
 class WritesInInferenceMode(Base):
