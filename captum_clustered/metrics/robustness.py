@@ -11,7 +11,7 @@ Called directly, Captum's functions go wrong with such maps:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,7 +75,8 @@ def infidelity(
         normalize (bool, optional): Whether the map is multiplied by the factor with the smallest
             error, so that only its shape counts. Default: True
         max_examples_per_batch (int, optional): Images in one forward pass; the batch is the least.
-            Default: None (as many as fit into a fixed budget)
+            Changes memory and time, never the noise. Default: None (as many as fit into a fixed
+            budget)
 
     Returns:
         *Tensor*: `(N,)`, >= 0, lower is better, in squared units of the score.
@@ -121,7 +122,7 @@ def infidelity(
 
         return captum_metrics.infidelity(  # type: ignore[no-any-return]
             scores,
-            perturb_func or _gaussian_noise(noise, seed, image.device),
+            perturb_func or _gaussian_noise(noise, seed, image),
             image,
             spread,
             additional_forward_args=torch.arange(len(image), device=image.device),
@@ -165,7 +166,8 @@ def sensitivity_max(
         seed (int, optional): Seed of the uniform noise; torch's global generators are not used.
             Default: 0
         max_examples_per_batch (int, optional): Examples in one call of `explain`; the batch is the
-            least. Default: None (as many as fit into a fixed budget)
+            least. Changes memory and time, never the noise. Default: None (as many as fit into a
+            fixed budget)
         **kwargs (Any): Passed on to `explain`; Captum repeats `additional_forward_args` and
             `baselines` for the perturbed examples.
 
@@ -206,7 +208,7 @@ def sensitivity_max(
     return captum_metrics.sensitivity_max(  # type: ignore[no-any-return]
         as_tuple,
         inputs,
-        perturb_func or _uniform_noise(seed, tensors[0].device),
+        perturb_func or _uniform_noise(seed, tensors),
         perturb_radius=perturb_radius,
         n_perturb_samples=n_perturb_samples,
         norm_ord=norm_ord,
@@ -217,37 +219,52 @@ def sensitivity_max(
 
 def _at_a_time(image: Tensor, samples: int, given: int | None) -> int:
     """Examples in one pass; Captum needs at least the batch, and at most all perturbations."""
-    check_int("max_examples_per_batch", given, 1, or_none=True)
     n = len(image)
     return min(max(n, at_a_time(image, given)), n * samples)
 
 
 def _gaussian_noise(
-    deviation: float, seed: int, device: torch.device
+    deviation: float, seed: int, image: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(image.device).manual_seed(seed)
 
     def perturb(images: Tensor) -> tuple[Tensor, Tensor]:
-        noise = deviation * torch.randn(
-            images.shape, generator=generator, dtype=images.dtype, device=device
-        )
+        (drawn,) = _drawn(torch.randn, [image], len(images), generator)
+        noise = deviation * drawn
         return noise, images - noise
 
     return perturb
 
 
 def _uniform_noise(
-    seed: int, device: torch.device
+    seed: int, tensors: tuple[Tensor, ...]
 ) -> Callable[[Any, float], Tensor | tuple[Tensor, ...]]:
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def moved(tensor: Tensor, radius: float) -> Tensor:
-        noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype, device=device)
-        return tensor + radius * (2 * noise - 1)
+    generator = torch.Generator(tensors[0].device).manual_seed(seed)
 
     def perturb(inputs: Any, radius: float) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(inputs, tuple):
-            return tuple(moved(tensor, radius) for tensor in inputs)
-        return moved(inputs, radius)
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        noise = _drawn(torch.rand, tensors, len(given[0]), generator)
+        moved = tuple(
+            tensor + radius * (2 * drawn - 1) for tensor, drawn in zip(given, noise, strict=True)
+        )
+        return moved if isinstance(inputs, tuple) else moved[0]
 
     return perturb
+
+
+def _drawn(
+    draw: Callable[..., Tensor], tensors: Sequence[Tensor], rows: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Noise for so many rows, which are copies of examples, those of an example in turn.
+
+    Each copy of all examples has a draw of its own. One draw for the copies of a pass would give
+    numbers that depend on how many copies a pass takes.
+    """
+    copies = [
+        [
+            draw(one.shape, generator=generator, dtype=one.dtype, device=generator.device)
+            for one in tensors
+        ]
+        for _ in range(rows // len(tensors[0]))
+    ]
+    return [torch.stack(parts, 1).flatten(0, 1) for parts in zip(*copies, strict=True)]

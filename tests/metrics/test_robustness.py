@@ -95,6 +95,22 @@ def test_sensitivity_is_seeded(cam):
     assert not found[0].equal(found[2])
 
 
+@pytest.mark.parametrize("limit", [1, 4, 7, None])
+def test_the_size_of_a_pass_changes_no_number(model, cam, limit):
+    images, heat = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
+    expected = infidelity(model, images, heat, 1, noise=0.5)
+    found = infidelity(model, images, heat, 1, noise=0.5, max_examples_per_batch=limit)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
+
+    def both(pair, target):
+        return cam.attribute(pair[0] + pair[1], target)
+
+    for explain, inputs in ((cam.attribute, images), (both, (images, images / 2))):
+        expected = sensitivity_max(explain, inputs, 1)
+        found = sensitivity_max(explain, inputs, 1, max_examples_per_batch=limit)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_a_linear_explanation_moves_by_the_radius():
     def explain(images, target):
         return images
