@@ -19,7 +19,7 @@ import torch
 from benchmarks.cases import NETWORKS, Case, build_case, cases_of, described
 from benchmarks.methods import Method, methods_of
 from benchmarks.results import Row, reason
-from captum_clustered.engine.model import BUDGET
+from captum_clustered._layout import BUDGET
 
 __all__ = ["FULL", "QUICK", "cases", "measure", "peak"]
 

@@ -15,26 +15,48 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["BUDGET", "Layout", "at_a_time", "channels_last"]
+from captum_clustered._checks import check_int
 
-BUDGET = {"cpu": 28 * 2**17, "other": 2**25}
-"""Bytes of images that go through a model at a time, by device; inside, each grows to many times
-its size. Six images of 224 x 224 pixels on the CPU."""
+__all__ = ["BUDGET", "Layout", "at_a_time", "channels_last", "fitting", "fitting_inputs"]
+
+BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
+"""Bytes of copies that are held at a time, where the caller does not say how many, by device.
+
+On the CPU, memory that is much larger is fetched from the system and zeroed anew for each chunk.
+"""
+
+_GROWTH = 8
+"""How many times its size an input of a whole model is taken to reach inside: by this budget, six
+images of 224 x 224 pixels go through it at a time on the CPU."""
 
 T = TypeVar("T")
 
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def at_a_time(image: Tensor, given: int | None = None) -> int:
-    """How many images go through the model at a time, at least one.
+def fitting(nbytes: int, device: torch.device) -> int:
+    """How many copies of that many bytes fit the budget, at least one."""
+    return max(1, BUDGET.get(device.type, BUDGET["other"]) // max(1, nbytes))
+
+
+def fitting_inputs(nbytes: int, device: torch.device) -> int:
+    """How many inputs of that many bytes go through a whole model at a time, at least one."""
+    return fitting(_GROWTH * nbytes, device)
+
+
+def at_a_time(images: Tensor, given: int | None = None) -> int:
+    """How many images go through a whole model at a time, at least one.
 
     Args:
-        image (Tensor): The images that are judged, `(N, …)`; another one is as large.
-        given (int, optional): What the caller asked for. Default: None (as many as fit)
+        images (Tensor): The images that are judged, `(N, …)`; another one is as large.
+        given (int, optional): What the caller asked for, `max_examples_per_batch`.
+            Default: None (as many as fit)
+
+    Raises:
+        ValueError: If `given` is not an int >= 1.
     """
-    budget = BUDGET.get(image.device.type, BUDGET["other"])
-    return given or max(1, budget // (image.nbytes // max(len(image), 1) or 1))
+    check_int("max_examples_per_batch", given, 1, or_none=True)
+    return given or fitting_inputs(images[:1].nbytes, images.device)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ walk from there finds it. The containers are copied (not what is in them), and t
 and arrays; parameters are only watched, because they are large and a pass does not write them.
 
 Private parts of PyTorch: `Tensor._version`, which counts the writes to a tensor, `_NormBase`, which
-all batch norms are, the hooks of a module, `_forward_hooks` and `_forward_pre_hooks`, and those that act on all modules,
-`_global_forward_hooks` and `_global_forward_pre_hooks`.
+all batch norms are, the hooks of a module, `_forward_hooks` and `_forward_pre_hooks`, and those
+that act on all modules, `_global_forward_hooks` and `_global_forward_pre_hooks`.
 """
 
 from __future__ import annotations

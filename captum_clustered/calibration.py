@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from captum_clustered._borrow import lent_to
-from captum_clustered._checks import check_int, check_number
+from captum_clustered._checks import check_number
 from captum_clustered._copies import Parted
-from captum_clustered.engine.model import fitting
+from captum_clustered._layout import at_a_time
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
 from captum_clustered.metrics.scoring import ImageModel, Mixed, as_labels, resolve_target
@@ -270,17 +270,14 @@ def calibrate(
         (['Sigmoid(threshold=0.5, width=0.03)'], 8)
     """
     check_number("area_weight", area_weight, at_least=0)
-    check_int("max_examples_per_batch", max_examples_per_batch, 1, or_none=True)
     tried: tuple[Rising, ...] = (_STRAIGHT, *_checked(curves))
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
     image = model.image  # (N, C, *spatial)
-    n, size = len(image), image.shape[2:]
+    n, size, at_once = len(image), image.shape[2:], at_a_time(image, max_examples_per_batch)
     maps = prepare(heatmaps, size, n_examples=n, device=image.device, interpolation=interpolation)
     with lent_to(model) as model:
         output = model(image)
         look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
-        # an image grows to many times its size inside the model
-        at_once = max_examples_per_batch or fitting(8 * image[:1].nbytes, image.device)
 
         found: list[tuple[Tensor, ...]] = []
         start, width = 0, max(1, at_once // len(tried))

@@ -113,7 +113,7 @@ def test_as_many_images_as_fit_go_at_a_time(monkeypatch):
     assert at_a_time(torch.empty(1, 3, 224, 224)) == 6
     assert at_a_time(torch.empty(1, 3, 9000, 9000, device="meta")) == 1
     assert at_a_time(torch.empty(0, 3, 8, 8)) >= 1
-    monkeypatch.setitem(_layout.BUDGET, "cpu", 4 * X[0].nbytes)
+    monkeypatch.setitem(_layout.BUDGET, "cpu", 8 * 4 * X[0].nbytes)
     assert at_a_time(X) == 4
     assert at_a_time(X, 9) == 9
 

@@ -6,21 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from captum_clustered._borrow import Lent
 
-__all__ = ["BUDGET", "Model", "as_model", "chunks", "fitting"]
+__all__ = ["Model", "as_model", "chunks"]
 
 T = TypeVar("T")
-
-BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
-"""Bytes of copies that are held at a time, where the caller does not say how many, by device.
-
-On the CPU, memory that is much larger is fetched from the system and zeroed anew for each chunk.
-"""
 
 
 @dataclass(frozen=True)
@@ -116,11 +109,6 @@ def as_model(forward_func: Lent, inputs: Any, additional: Any) -> Model:
         additional = (additional,)
     forward_func.remember(*(arg for arg in additional if not isinstance(arg, Tensor)))
     return Model(forward_func, (*inputs, *additional), len(inputs[0]))
-
-
-def fitting(nbytes: int, device: torch.device) -> int:
-    """How many copies of that many bytes fit the budget, at least one."""
-    return max(1, BUDGET.get(device.type, BUDGET["other"]) // max(1, nbytes))
 
 
 def chunks(groups: range, size: int) -> list[range]:

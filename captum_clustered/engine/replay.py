@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_clustered._copies import READS, UNSTEADY, agree
+from captum_clustered._layout import fitting, fitting_inputs
 from captum_clustered._warn import warn
 from captum_clustered.engine.calls import Call, LayerIO, Valueless, flatten
 from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.copies import Copied, Copies, steady
-from captum_clustered.engine.model import chunks, fitting
+from captum_clustered.engine.model import chunks
 from captum_clustered.engine.switching import Ablation, Summed
 from captum_clustered.targets import plain, select
 
@@ -302,7 +303,7 @@ def _full(first: FirstPass, ablation: Ablation, how: Replaying) -> Copied:
             handle.remove()
 
     # a copy of the inputs grows to many times its size inside the model
-    chunk = how.chunk or fitting(8 * (ablation.nbytes + first.model.nbytes), first.scores.device)
+    chunk = how.chunk or fitting_inputs(ablation.nbytes + first.model.nbytes, first.scores.device)
     copies = Copies(first, ablation.activations, ablation.without, run)
     return copies.scores(ablation.n_groups, chunk, how.tick)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captum_clustered.engine.model import fitting
+from captum_clustered._layout import fitting
 
 if TYPE_CHECKING:
     from captum_clustered.clustering import Groups

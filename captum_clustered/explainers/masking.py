@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_clustered._layout import Layout
+from captum_clustered._layout import Layout, fitting_inputs
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.engine.copies import Copies
-from captum_clustered.engine.model import fitting
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.targets import Score, repeat_target, target_scores
@@ -141,8 +140,7 @@ class MaskedImage:
             *list[Seen]*: One for each of the layer's tensors.
         """
         score = self.unsquashed(score)
-        if chunk is None:  # a copy of the inputs grows to many times its size inside the model
-            chunk = fitting(8 * self.first.model.nbytes, self.image.device)
+        chunk = chunk or fitting_inputs(self.first.model.nbytes, self.image.device)
         return [self._see(joint, score, chunk, tick) for joint in joints]
 
     def _see(self, joint: Tensor, score: Score, chunk: int, tick: Callable[[int], object]) -> Seen:

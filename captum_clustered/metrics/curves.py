@@ -113,7 +113,7 @@ def insertion(
         tensor([62.5000], dtype=torch.float64)
     """
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
-    chunk = _at_a_time(model.image, max_examples_per_batch)
+    chunk = at_a_time(model.image, max_examples_per_batch)
     with lent_to(model) as model:
         return _curve(
             "insertion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
@@ -162,7 +162,7 @@ def deletion(
         tensor([[1.0000, 0.3000, 0.0000]], dtype=torch.float64)
     """
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
-    chunk = _at_a_time(model.image, max_examples_per_batch)
+    chunk = at_a_time(model.image, max_examples_per_batch)
     with lent_to(model) as model:
         return _curve(
             "deletion", model, heatmaps, target, score, interpolation, fill, step, seed, chunk
@@ -251,12 +251,6 @@ def _each(
     """The scores of lots of images, a pass for each."""
     pairs = map(shown, lots)
     return [scored(mixed(images, rows), rows) for images, rows in pairs]
-
-
-def _at_a_time(image: Tensor, given: int | None) -> int:
-    """How many images go through the model at a time."""
-    check_int("max_examples_per_batch", given, 1, or_none=True)
-    return at_a_time(image, given)
 
 
 def _ranks(values: Tensor, seed: int | None) -> Tensor:

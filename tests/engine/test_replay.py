@@ -11,10 +11,9 @@ import torch
 from captum.attr import LayerFeatureAblation
 from torch import nn
 
-import captum_clustered.engine.model as model_module
 import captum_clustered.engine.switching as switching
 import small_models
-from captum_clustered import ClusteredLayerAblation
+from captum_clustered import ClusteredLayerAblation, _layout
 from captum_clustered._borrow import borrowed
 from captum_clustered.engine.capture import Call, LayerIO, capture
 from captum_clustered.engine.model import as_model
@@ -195,7 +194,7 @@ def test_the_suffix_path_can_be_insisted_on():
 def test_memory_is_bounded_by_the_budget(monkeypatch):
     model, sizes = small_models.split_cnn(), []
     budget = 5 * 2 * 6 * 36 * 8  # five copies of the layer's output
-    monkeypatch.setitem(model_module.BUDGET, "cpu", budget)
+    monkeypatch.setitem(_layout.BUDGET, "cpu", budget)
     without = switching.Ablation.without
 
     def spy(self, groups, room=None):

@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import captum_clustered.engine.copies as copies_module
-import captum_clustered.engine.model as model_module
-from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam
+from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam, _layout
 from captum_clustered.clustering import KMeans
 from captum_clustered.fills import Blur, fill_image
 from fake_cuda import let_gradients_be_ones
@@ -396,7 +395,7 @@ def test_the_model_runs_on_as_many_images_as_fit_the_budget(explainer, monkeypat
     # the first copy alone, and three copies go along as a check
     assert sizes == [2, 2, 2 * (groups + 3)]
     sizes.clear()
-    monkeypatch.setitem(model_module.BUDGET, "cpu", 4 * 8 * x.nbytes)
+    monkeypatch.setitem(_layout.BUDGET, "cpu", 4 * 8 * x.nbytes)
     cam.explain(x, 0)
     assert set(sizes[2:-1]) <= {2 * 4}
     assert sum(sizes) == 4 + 2 * (groups + 3)

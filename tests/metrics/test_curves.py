@@ -129,7 +129,7 @@ def test_chunks_change_nothing(network, batch, chunk):
 
 
 def test_chunks_fit_the_budget(network, batch, monkeypatch):
-    monkeypatch.setitem(_layout.BUDGET, "cpu", 4 * (2 * 16 * 4))  # four images
+    monkeypatch.setitem(_layout.BUDGET, "cpu", 8 * 4 * (2 * 16 * 4))  # four images
     model = Counting(network)
     deletion(model, *batch, step=3)
     assert model.seen[2:] == [4, 4, 4, 4, 4, 1]  # three of the first go along as a check
