@@ -203,7 +203,7 @@ class Memory:
             (self._values if tensor.is_inference() else values).new.append(tensor)
 
     def _open_module(self, module: nn.Module) -> Iterable[Any]:
-        """The same as :meth:`_open`, in fewer steps, since there are many modules."""
+        """Remembers a module: its attributes, its registers of tensors, and which hooks it has."""
         attributes = module.__dict__
         self._add_dict(attributes, "forward" in attributes)
         if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's

@@ -297,7 +297,11 @@ class _Run:
 
 
 def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
-    """Runs the model once; returns the calls of its modules, in the order in which they end."""
+    """The calls of the model's modules, in the order in which they end, and what it returned.
+
+    It runs more than once if it builds something at first, or may draw random numbers; the calls
+    are those of one pass.
+    """
     runs: list[_Run] = []
     begun: list[tuple[int, tuple[int, ...] | None, frozenset[nn.Module]]] = []
     clock = count()
