@@ -15,9 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from captum_clustered._checks import check_int
-
-__all__ = ["BUDGET", "Layout", "at_a_time", "channels_last", "fitting", "fitting_inputs"]
+__all__ = ["BUDGET", "Layout", "channels_last", "fitting", "fitting_inputs"]
 
 BUDGET = {"cpu": 28 * 2**20, "other": 256 * 2**20}
 """Bytes of copies that are held at a time, where the caller does not say how many, by device.
@@ -42,21 +40,6 @@ def fitting(nbytes: int, device: torch.device) -> int:
 def fitting_inputs(nbytes: int, device: torch.device) -> int:
     """How many inputs of that many bytes go through a whole model at a time, at least one."""
     return fitting(_GROWTH * nbytes, device)
-
-
-def at_a_time(images: Tensor, given: int | None = None) -> int:
-    """How many images go through a whole model at a time, at least one.
-
-    Args:
-        images (Tensor): The images that are judged, `(N, …)`; another one is as large.
-        given (int, optional): What the caller asked for, `max_examples_per_batch`.
-            Default: None (as many as fit)
-
-    Raises:
-        ValueError: If `given` is not an int >= 1.
-    """
-    check_int("max_examples_per_batch", given, 1, or_none=True)
-    return given or fitting_inputs(images[:1].nbytes, images.device)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -486,13 +486,13 @@ class _Parameters:
         """Notes how the new ones are."""
         new, self.new = self.new, []
         self.tensors += new
-        self.versions += map(_version, new)
+        self.versions += map(_writes, new)
         self.flags += [one.requires_grad for one in new]
         self.grads += [one.grad for one in new]
 
     def written(self) -> list[Tensor]:
         noted = zip(self.tensors, self.versions, strict=True)
-        return [one for one, version in noted if version != _version(one)]
+        return [one for one, version in noted if version != _writes(one)]
 
     def changed(self) -> bool:
         return (
@@ -521,11 +521,11 @@ class _Lot:
     @classmethod
     def of(cls, tensors: list[Tensor]) -> _Lot:
         shapes = [tensor.shape for tensor in tensors]
-        return cls(tensors, [*map(_version, tensors)], shapes, _joined(tensors))
+        return cls(tensors, [*map(_writes, tensors)], shapes, _joined(tensors))
 
     def counted(self) -> bool:
         """Whether a write was counted."""
-        return [*map(_version, self.tensors)] != self.versions
+        return [*map(_writes, self.tensors)] != self.versions
 
     def differs(self) -> bool:
         """Whether a value, a shape or a type has changed; a NaN equals itself."""
@@ -540,7 +540,7 @@ class _Lot:
         parts = self.values.split([shape.numel() for shape in self.shapes])
         for tensor, shape, part in zip(self.tensors, self.shapes, parts, strict=True):
             _write(tensor, part.view(shape))
-        self.versions[:] = map(_version, self.tensors)
+        self.versions[:] = map(_writes, self.tensors)
 
 
 class _Values:
@@ -567,7 +567,7 @@ class _Values:
             if dense and type(tensor) in _PLAIN:
                 by_type[tensor.dtype, tensor.device].append(tensor)
             else:
-                self.others.append((tensor, _version(tensor), tensor.detach().clone()))
+                self.others.append((tensor, _writes(tensor), tensor.detach().clone()))
         self.lots += map(_Lot.of, by_type.values())
 
     def written(self) -> bool:
@@ -576,7 +576,7 @@ class _Values:
 
     def changed(self) -> bool:
         """Whether a value may have changed."""
-        others = any(_version(tensor) != version for tensor, version, _ in self.others)
+        others = any(_writes(tensor) != version for tensor, version, _ in self.others)
         return others or any(map(self._may_differ, self.lots))
 
     def _may_differ(self, lot: _Lot) -> bool:
@@ -587,12 +587,12 @@ class _Values:
         for lot in filter(self._may_differ, self.lots):
             lot.put_back()
         for place, (tensor, version, value) in enumerate(self.others):
-            if _version(tensor) != version:
+            if _writes(tensor) != version:
                 _write(tensor, value)
-                self.others[place] = tensor, _version(tensor), value
+                self.others[place] = tensor, _writes(tensor), value
 
 
-def _version(tensor: Tensor) -> int:
+def _writes(tensor: Tensor) -> int:
     """How often a tensor was written to; always -1 in inference mode, where nobody counts."""
     return -1 if tensor.is_inference() else tensor._version
 

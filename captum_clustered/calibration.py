@@ -25,10 +25,9 @@ from torch import Tensor
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_number
 from captum_clustered._copies import Parted
-from captum_clustered._layout import at_a_time
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
-from captum_clustered.metrics.scoring import ImageModel, Mixed, as_labels, resolve_target
+from captum_clustered.metrics.scoring import ImageModel, Mixed, as_labels, at_a_time, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 
 __all__ = ["POWERS", "SIGMOIDS", "Calibration", "Power", "Sigmoid", "calibrate"]

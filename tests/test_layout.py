@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam, _layout
-from captum_clustered._layout import Layout, at_a_time, channels_last
+from captum_clustered._layout import Layout, channels_last
 from captum_clustered.calibration import calibrate
 from captum_clustered.metrics import confidences, deletion, infidelity, insertion
+from captum_clustered.metrics.scoring import at_a_time
 
 NEEDS_ONEDNN = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN"

@@ -15,7 +15,6 @@ from torch import Tensor
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
 from captum_clustered._copies import Parted
-from captum_clustered._layout import at_a_time
 from captum_clustered.fills import Blur, Fill, describe, fill_image
 from captum_clustered.metrics.maps import Interpolation, prepare
 from captum_clustered.metrics.scoring import (
@@ -23,6 +22,7 @@ from captum_clustered.metrics.scoring import (
     ImageModel,
     Mixed,
     as_labels,
+    at_a_time,
     check_score,
     name_of_target,
     resolve_target,

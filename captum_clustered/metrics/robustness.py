@@ -21,9 +21,14 @@ from torch import Tensor
 from captum_clustered._borrow import lent_to
 from captum_clustered._checks import check_int
 from captum_clustered._copies import Parted
-from captum_clustered._layout import at_a_time
 from captum_clustered.metrics.maps import Interpolation, resize
-from captum_clustered.metrics.scoring import ImageModel, Mixed, check_score, resolve_target
+from captum_clustered.metrics.scoring import (
+    ImageModel,
+    Mixed,
+    at_a_time,
+    check_score,
+    resolve_target,
+)
 from captum_clustered.targets import Score, Target, plain, target_scores
 
 __all__ = ["infidelity", "sensitivity_max"]

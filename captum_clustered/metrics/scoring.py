@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_clustered._checks import check_int
 from captum_clustered._copies import (
     MIXES,
     UNSTEADY,
@@ -22,12 +23,12 @@ from captum_clustered._copies import (
     tolerance,
     watched,
 )
-from captum_clustered._layout import Layout
+from captum_clustered._layout import Layout, fitting_inputs
 from captum_clustered._outputs import are_probabilities, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.targets import Score, Target, as_scores, check_target, format_target, plain
 
-__all__ = ["Conventions", "ImageModel", "Mixed", "resolve_target"]
+__all__ = ["Conventions", "ImageModel", "Mixed", "at_a_time", "resolve_target"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,21 @@ def name_of_target(target: Target, resolved: Tensor | None) -> str:
     if target is not None:
         return "given"
     return "only" if resolved is None else "predicted"
+
+
+def at_a_time(images: Tensor, given: int | None = None) -> int:
+    """How many images go through a whole model at a time, at least one.
+
+    Args:
+        images (Tensor): The images that are judged, `(N, …)`; another one is as large.
+        given (int, optional): What the caller asked for, `max_examples_per_batch`.
+            Default: None (as many as fit)
+
+    Raises:
+        ValueError: If `given` is not an int >= 1.
+    """
+    check_int("max_examples_per_batch", given, 1, or_none=True)
+    return given or fitting_inputs(images[:1].nbytes, images.device)
 
 
 def as_labels(target: Tensor | None) -> Tensor | None:
