@@ -38,7 +38,9 @@ def markdown(found: Mapping[str, Any]) -> dict[str, str]:
     The names of another view than regions start with it.
     """
     before = "" if found["view"] == "region" else f"{found['view']} "
-    tables = {"networks": _networks(found), "answers": _answers(found), "marks": _marks(found)}
+    tables = {"networks": _networks(found), "answers": _answers(found)}
+    if any(own["marks"] for n in found["networks"].values() for own in n["data"].values()):
+        tables["marks"] = _marks(found)
     for network, numbers in found["networks"].items():
         if numbers["timing"]:
             tables[f"{network} timing"] = _timing(numbers["timing"])

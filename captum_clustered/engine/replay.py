@@ -48,7 +48,7 @@ class Replaying:
         mode (str): ``"auto"`` falls back to the full path with a warning, ``"suffix"`` raises
             instead, ``"full"`` asks for it.
         chunk (int or None): Groups at a time; None for as many as fit
-            :data:`captum_clustered.engine.model.BUDGET`.
+            ``captum_clustered._layout.BUDGET``.
         check (bool): Whether the suffix path has to reproduce the score of the plain forward pass
             from a copy without ablation. This reads one value from the device.
         tick (callable): Told the number of groups that are done.

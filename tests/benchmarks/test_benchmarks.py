@@ -357,7 +357,8 @@ def test_the_pages_are_made_from_the_committed_results():
     ultrasound = (root / "docs" / "ultrasound.md").read_text(encoding="utf-8")
     for path in (root / "benchmarks" / "results" / "ultrasound").glob("*.json"):
         made = tables.markdown(json.loads(path.read_text(encoding="utf-8")))
-        assert all(f"<!-- table {name} -->" in ultrasound for name in made if "table-1" in name)
+        shown = [name for name in made if f"<!-- table {name} -->" in ultrasound]
+        assert any(name.endswith("networks") for name in shown)
         assert pages.document(ultrasound, made) == ultrasound
 
 
