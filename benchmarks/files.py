@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from captum_clustered._files import whole, without_nan
 
-__all__ = ["differing", "write_json", "write_table", "write_text"]
+__all__ = ["differing", "inside", "write_json", "write_table", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,3 +42,15 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ['seed', 'epochs']
     """
     return [name for name in now if name not in before or before[name] != now[name]]
+
+
+def inside(package: str, file: Path, what: str, remedy: str) -> Path:
+    """A file in an installed package, which is not imported.
+
+    Raises:
+        ImportError: If the package is not installed; the message says what to do.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is needed for {what}; {remedy}", name=package)
+    return Path(spec.origin).parent / file

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from benchmarks import dino
 from benchmarks.ultrasound import __main__ as command
 from benchmarks.ultrasound import explaining, findings, marks, networks, tables, training
 from benchmarks.ultrasound.explaining import Set, seen_by_none
@@ -194,6 +195,33 @@ def test_lite0_keeps_the_weights_and_gives_the_maps_of_the_original():
     x = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(made.features(made.lower(x)), original.extract_features(x))
+
+
+def test_the_transformer_s_weights_get_the_names_that_timm_has():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_small_patch14_dinov2", img_size=28, num_classes=0)
+    wanted = model.state_dict()
+    theirs = {  # as the file has them, with queries, keys and values apart
+        "backbone.embeddings.cls_token": wanted["cls_token"],
+        "backbone.layernorm.weight": wanted["norm.weight"],
+        "backbone.layernorm.bias": wanted["norm.bias"],
+    }
+    for kind in ("weight", "bias"):
+        patches = "backbone.embeddings.patch_embeddings.projection"
+        theirs[f"{patches}.{kind}"] = wanted[f"patch_embed.proj.{kind}"]
+        for i in range(12):
+            own, block = f"backbone.encoder.layer.{i}", f"blocks.{i}"
+            parts = wanted[f"{block}.attn.qkv.{kind}"].chunk(3)
+            for part, value in zip(("query", "key", "value"), parts, strict=True):
+                theirs[f"{own}.attention.attention.{part}.{kind}"] = value
+            theirs[f"{own}.attention.output.dense.{kind}"] = wanted[f"{block}.attn.proj.{kind}"]
+            for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                theirs[f"{own}.{name}.{kind}"] = wanted[f"{block}.{name}.{kind}"]
+            for k in (1, 2):
+                theirs[f"{own}.layer_scale{k}.lambda1"] = wanted[f"{block}.ls{k}.gamma"]
+    found = {"pos_embed": wanted["pos_embed"], **dino._by_timm(theirs)}
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_batch_norm_keeps_its_statistics_while_the_rest_trains():
