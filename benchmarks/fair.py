@@ -42,6 +42,20 @@ _BY_GROUPS = (
     partial(ClusteredLayerAblation, n_clusters=16, weighting="drop_per_mass"),
 )
 
+_FRONTIER: Mapping[str, Any] = MappingProxyType(
+    {
+        f"{setting}-{value:g}": Method(
+            f"{setting}-{value:g}",
+            f"The recipe with `{setting}={value:g}`",
+            partial(LayerCalibratedCam, **{setting: value}),
+        )
+        for setting, values in (("floor", (0, 0.1, 1, 3)), ("area_weight", (0, 2, 8)))
+        for value in values
+    }
+)
+"""The recipe with other settings than its own: the floor moves its order, the price of the area
+its values."""
+
 _ADDED: Mapping[str, Any] = MappingProxyType(
     {
         "refined-cam": Method(
@@ -54,6 +68,7 @@ _ADDED: Mapping[str, Any] = MappingProxyType(
         ),
         "torchcam-layer-cam": partial(Peer, explain=partial(torchcam_map, "LayerCAM")),
         "torchcam-grad-cam++": partial(Peer, explain=partial(torchcam_map, "GradCAMpp")),
+        **_FRONTIER,
     }
 )
 """What is measured beside the registry's methods."""
@@ -78,6 +93,8 @@ WORDS = (
     "- `calibrated-cam` is the recipe: Grad-CAM, refined by HiResCAM at a finer layer, and "
     "calibrated. `refined-cam` is its map before calibration; `calibrated-groups` has "
     "Clustered-CAM at both layers, with 16 groups at the finer one, and needs no gradient.",
+    "- `floor-1` is the recipe with `floor=1`, and so on: the larger the floor, the less the finer "
+    "layer counts. `area_weight` is the price of the area when a curve is chosen.",
     "- *Calibrated* is the same map of the same method on another scale of values, chosen image by "
     "image. It leaves the order of the pixels, and so insertion and deletion, as they are.",
 )
@@ -118,6 +135,7 @@ class Case:
         limit (int or None): Number of images; None for all of the half.
         model (str): As for :func:`captum_clustered.models.load`.
         step (int): Pixels that change at a time in a curve.
+        calibrate (bool): Whether the maps are judged on a calibrated scale as well.
     """
 
     layer: str
@@ -127,6 +145,7 @@ class Case:
     limit: int | None = None
     model: str = "efficientnet-lite0"
     step: int = 3584  # 14 steps of an image of 224 x 224
+    calibrate: bool = True
 
 
 CASES: Mapping[str, Case] = MappingProxyType(
@@ -134,6 +153,9 @@ CASES: Mapping[str, Case] = MappingProxyType(
         # all images of the half; what costs more, on some of them
         "lite0, recipe": Case("auto", (RECIPE, "refined-cam", BASE), controls=()),
         "lite0": Case("auto"),
+        "lite0, frontier": Case(
+            "auto", (RECIPE, *_FRONTIER, BASE), controls=(), limit=50, calibrate=False
+        ),
         # what lies behind this block is no linear head: a convolution, a norm, an activation
         "lite0, inner": Case("_blocks.15", limit=75),
         "lite0, robustness": Case(
@@ -203,7 +225,7 @@ class Plan:
             methods=chosen.methods,
             metrics=tuple(name for name in chosen.metrics if name != "energy" or has_boxes),
             controls=True,
-            calibrate=True,
+            calibrate=chosen.calibrate,
             mask_fill="black",  # what the metrics put where a map hides the image
             step=chosen.step,
             limit=min(limits, default=None),
@@ -263,7 +285,7 @@ def _best(name: str, method: str, rows: list[Row]) -> str | None:
         row["method"]: row["metrics"][name]["mean"]
         for row in rows
         if not row["control"]
-        and row["method"] not in (method, RECIPE, "refined-cam", "calibrated-groups")
+        and row["method"] not in (method, RECIPE, "refined-cam", "calibrated-groups", *_FRONTIER)
         and row["metrics"][name]["mean"] is not None
     }
     return (max if better else min)(others, key=others.__getitem__, default=None)

@@ -55,6 +55,13 @@ def made(tmp_path_factory):
         "tiny, few": fair.Case(
             "4", methods[:3], ("adcc", "sensitivity", "infidelity"), limit=2, controls=(), **case
         ),
+        "tiny, frontier": fair.Case(
+            "4",
+            ("calibrated-cam", "floor-3", "area_weight-8", "grad-cam"),
+            controls=(),
+            calibrate=False,
+            **case,
+        ),
     }
     words = ["fair", "--data", folder / "images.csv", "--half", "second", "--report"]
     with pytest.MonkeyPatch.context() as patch:
@@ -91,6 +98,14 @@ def test_the_recipe_is_the_refined_map_calibrated(made):
         assert recipe[name]["mean"] == pytest.approx(
             refined[f"{name}_calibrated"]["mean"], abs=1e-3
         )
+
+
+def test_other_settings_move_either_the_order_or_the_values(made):
+    recipe, floor, price, _ = (row["metrics"] for row in _rows(made[0], "tiny, frontier"))
+    assert "adc_calibrated" not in recipe
+    assert floor["insertion"]["mean"] != pytest.approx(recipe["insertion"]["mean"])
+    assert price["insertion"]["mean"] == pytest.approx(recipe["insertion"]["mean"])
+    assert fair._ADDED["area_weight-8"].settings["area_weight"] == 8
 
 
 def test_differences_are_paired(made):
