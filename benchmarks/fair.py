@@ -49,17 +49,21 @@ _FRONTIER: Mapping[str, Any] = MappingProxyType(
             f"The recipe with `{setting}={value:g}`",
             partial(LayerCalibratedCam, **{setting: value}),
         )
-        for setting, values in (("floor", (0, 0.1, 1, 3)), ("area_weight", (0, 2, 8)))
+        for setting, values in (
+            ("finer_layers", (0, 1, 3)),
+            ("floor", (0.1, 1, 3)),
+            ("area_weight", (0, 2, 8)),
+            ("n_steps", (5,)),
+        )
         for value in values
     }
 )
-"""The recipe with other settings than its own: the floor moves its order, the price of the area
-its values."""
+"""The recipe with other settings: the first two move its order, the others its values."""
 
 _ADDED: Mapping[str, Any] = MappingProxyType(
     {
         "refined-cam": Method(
-            "refined-cam", "Two layers, as they are", partial(LayerCalibratedCam, curves=())
+            "refined-cam", "Three layers, as they are", partial(LayerCalibratedCam, curves=())
         ),
         "calibrated-groups": Method(
             "calibrated-groups",
@@ -90,11 +94,12 @@ _METHODS = (
 _METRICS = ("adc", "pic", "ag", "insertion", "deletion", "energy")
 
 WORDS = (
-    "- `calibrated-cam` is the recipe: Grad-CAM, refined by HiResCAM at a finer layer, and "
+    "- `calibrated-cam` is the recipe: Grad-CAM, refined by HiResCAM at two finer layers, and "
     "calibrated. `refined-cam` is its map before calibration; `calibrated-groups` has "
-    "Clustered-CAM at both layers, with 16 groups at the finer one, and needs no gradient.",
+    "Clustered-CAM at all layers, with 16 groups at the finer ones, and needs no gradient.",
     "- `floor-1` is the recipe with `floor=1`, and so on: the larger the floor, the less the finer "
-    "layer counts. `area_weight` is the price of the area when a curve is chosen.",
+    "layers count. `area_weight` is the price of the area when a curve is chosen, `n_steps` the "
+    "number of gradient steps that bend it further.",
     "- *Calibrated* is the same map of the same method on another scale of values, chosen image by "
     "image. It leaves the order of the pixels, and so insertion and deletion, as they are.",
 )
@@ -150,9 +155,8 @@ class Case:
 
 CASES: Mapping[str, Case] = MappingProxyType(
     {
-        # all images of the half; what costs more, on some of them
-        "lite0, recipe": Case("auto", (RECIPE, "refined-cam", BASE), controls=()),
         "lite0": Case("auto"),
+        # what costs more, on some of the images
         "lite0, frontier": Case(
             "auto", (RECIPE, *_FRONTIER, BASE), controls=(), limit=50, calibrate=False
         ),

@@ -17,20 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clustered._borrow import lent_to
-from captum_clustered._checks import check_number
+from captum_clustered._checks import check_int, check_number
 from captum_clustered._copies import Parted
+from captum_clustered._gradients import gradients_reach
 from captum_clustered.fills import Fill, fill_image, masked
 from captum_clustered.metrics.maps import Interpolation, Maps, Status, prepare
 from captum_clustered.metrics.scoring import ImageModel, Mixed, as_labels, at_a_time, resolve_target
 from captum_clustered.targets import Score, Target, target_scores
 
-__all__ = ["POWERS", "SIGMOIDS", "Calibration", "Power", "Sigmoid", "calibrate"]
+__all__ = ["POWERS", "SIGMOIDS", "Calibration", "Knots", "Power", "Sigmoid", "calibrate"]
 
 Rising = Callable[[Tensor], Tensor]
 """A curve: from values in [0, 1] to values that rise with them."""
@@ -93,6 +97,45 @@ class Power:
         return torch.pow(values, self.exponent)
 
 
+@dataclass(frozen=True)
+class Knots:
+    """Straight lines from knot to knot; the knots divide [0, 1] evenly.
+
+    Args:
+        heights (tuple[float, ...]): The curve's values at the knots, from that at 0 to that at 1.
+
+    Raises:
+        ValueError: If there are fewer than two, or they fall.
+
+    Example::
+
+        >>> Knots((0.0, 0.8, 1.0))(torch.tensor([0.25, 0.5, 0.75]))
+        tensor([0.4000, 0.8000, 0.9000])
+    """
+
+    heights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rises = [high - low for low, high in pairwise(self.heights)]
+        if not rises or not all(rise >= 0 for rise in rises):
+            raise ValueError(
+                f"`heights` must be two or more numbers that do not fall; got {self.heights!r}."
+            )
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The values on the curve, in the same shape."""
+        heights = values.new_tensor(self.heights)
+        return _between(heights.unsqueeze(0), values.reshape(1, -1)).view_as(values)
+
+
+def _between(heights: Tensor, values: Tensor) -> Tensor:
+    """Values `(N, D)` in [0, 1], each row on the lines through its heights `(N, K + 1)`."""
+    scaled = values * (heights.shape[1] - 1)
+    left = scaled.detach().floor().clamp(0, heights.shape[1] - 2).nan_to_num().long()  # (N, D)
+    low, high = heights.gather(1, left), heights.gather(1, left + 1)
+    return low + (scaled - left) * (high - low)
+
+
 SIGMOIDS = tuple(Sigmoid(threshold, 0.03) for threshold in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
 """The curves that :func:`calibrate` tries by default."""
 
@@ -100,6 +143,14 @@ POWERS = tuple(Power(exponent) for exponent in (0.25, 0.35, 0.5, 0.7, 1.4, 2.0))
 """Curves of one parameter; the smaller the exponent, the larger the map."""
 
 _STRAIGHT = Power(1.0)
+
+_N_LINES = 8
+"""Between the knots of a curve that is fitted."""
+
+_LEAST_RISE = 0.01
+"""Of a line before the first step; where a curve is level, there is no gradient to move it."""
+
+_LEARNING_RATE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,13 +210,15 @@ class Order:
 class Calibration:
     """Heat maps on a scale of their own, and how it was chosen.
 
-    `N` is the number of images, `T` that of curves.
+    `N` is the number of images, `T` that of curves; one more if curves were fitted.
 
     Attributes:
         heatmaps (Tensor): `(N, 1, *spatial)`, in [0, 1], as large as the images. A flat map is as
             it was, clamped to [0, 1]; one with a NaN or an infinity is NaN.
         curves (tuple[callable, ...]): What was tried; the first leaves a map as it is.
-        chosen (Tensor): int64 `(N,)`: the curve of each image.
+        fitted (tuple[Knots, ...]): The curve that was fitted to each image; empty without steps.
+        chosen (Tensor): int64 `(N,)`: the curve of each image, among those that were tried and the
+            one that was fitted.
         objectives (Tensor): `(N, T)`: the score behind the map less the price of its area.
         scores (Tensor): `(N, T)`: the score of the class of each image, seen through each map.
         areas (Tensor): `(N, T)`: the mean of each map.
@@ -173,16 +226,17 @@ class Calibration:
             it was calibrated.
         target (Tensor or None): int64 `(N,)`: the classes; None if the model gives one score per
             image.
-        passes (int): How many versions of each image the model saw: the image, and one behind each
-            curve. Passes that check whether images may share a batch are not counted.
+        passes (int): How many versions of each image the model saw: the image, one behind each
+            curve, and one for each step and after the last. Passes that check whether images may
+            share a batch are not counted.
 
     Example::
 
         >>> zeros = torch.zeros(1, 1)
         >>> found = Calibration(
-        ...     heatmaps=torch.ones(1, 1, 2, 2), curves=(Power(1.0),), chosen=torch.tensor([0]),
-        ...     objectives=zeros, scores=zeros, areas=zeros, status=torch.zeros(1), target=None,
-        ...     passes=1,
+        ...     heatmaps=torch.ones(1, 1, 2, 2), curves=(Power(1.0),), fitted=(),
+        ...     chosen=torch.tensor([0]), objectives=zeros, scores=zeros, areas=zeros,
+        ...     status=torch.zeros(1), target=None, passes=1,
         ... )
         >>> found.names
         ['Power(exponent=1.0)']
@@ -190,6 +244,7 @@ class Calibration:
 
     heatmaps: Tensor
     curves: tuple[Rising, ...]
+    fitted: tuple[Knots, ...]
     chosen: Tensor
     objectives: Tensor
     scores: Tensor
@@ -201,7 +256,10 @@ class Calibration:
     @property
     def names(self) -> list[str]:
         """The curve of each image, in words."""
-        return [repr(self.curves[index]) for index in self.chosen.tolist()]
+        return [
+            repr((*self.curves, *self.fitted[image : image + 1])[index])
+            for image, index in enumerate(self.chosen.tolist())
+        ]
 
 
 @torch.no_grad()
@@ -213,6 +271,7 @@ def calibrate(
     *,
     additional_forward_args: Any = None,
     curves: Sequence[Rising] = SIGMOIDS,
+    n_steps: int = 0,
     area_weight: float = 0.5,
     score: Score = "log_odds",
     interpolation: Interpolation = "bilinear",
@@ -222,8 +281,8 @@ def calibrate(
     """Chooses a scale for each heat map by what the model says of the image behind it.
 
     The order of the pixels stays: whatever is larger stays larger, and equal pixels stay equal. So
-    insertion, deletion and the pointing game give the same numbers before and after. No gradient is
-    needed. Put the model into evaluation mode first.
+    insertion, deletion and the pointing game give the same numbers before and after. Without
+    `n_steps` no gradient is needed. Put the model into evaluation mode first.
 
     Args:
         forward_func (callable): The model, or a function that returns its logits.
@@ -238,6 +297,9 @@ def calibrate(
         curves (sequence of callables, optional): What is tried beside the map as it is: callables
             from values in [0, 1] to values that rise with them, such as :class:`Sigmoid` and
             :class:`Power`. Each is scaled so that 0 and 1 stay. Default: :data:`SIGMOIDS`
+        n_steps (int, optional): After that, each image's curve is bent to its own, straight lines
+            between nine knots, in so many steps of gradient ascent; it is taken where it is better.
+            The score must have a gradient. Default: 0
         area_weight (float, optional): The price of a map that is 1 everywhere, in units of the
             score. With 0.0 nothing keeps a map from growing. Default: 0.5
         score (str or callable, optional): What becomes of the logits; see
@@ -255,7 +317,8 @@ def calibrate(
 
     Raises:
         TypeError: If an argument, or what the model returns, has a wrong type.
-        ValueError: If a shape or a value does not fit, or a curve does not rise.
+        ValueError: If a shape or a value does not fit, a curve does not rise, or the score has no
+            gradient where steps are asked for.
 
     Example::
 
@@ -268,6 +331,7 @@ def calibrate(
         >>> found.names, found.passes
         (['Sigmoid(threshold=0.5, width=0.03)'], 8)
     """
+    check_int("n_steps", n_steps, 0)
     check_number("area_weight", area_weight, at_least=0)
     tried: tuple[Rising, ...] = (_STRAIGHT, *_checked(curves))
     model = ImageModel.of(forward_func, inputs, additional_forward_args)
@@ -278,36 +342,38 @@ def calibrate(
         output = model(image)
         look = _Look(model, output, resolve_target(output, target), fill_image(fill, image), score)
 
-        found: list[tuple[Tensor, ...]] = []
+        found: list[_Judged] = []
+        fitted: list[Knots] = []
         start, width = 0, max(1, at_once // len(tried))
         while start < n or not found:
             rows = torch.arange(start, min(start + width, n), device=image.device)  # (r,)
-            bent = _bend(tried, maps, rows)  # (T, r, 1, *spatial)
-            seen = look(bent.flatten(0, 1), rows.repeat(len(tried)), at_once)
-            if seen is None:  # all over again
+            part = Maps(maps.values[rows], maps.status[rows])
+            judge = partial(_judge, look, rows=rows, area_weight=area_weight, at_once=at_once)
+            judged = judge(_bend(tried, part))
+            knots: list[Knots] = []
+            if judged is not None and n_steps and n:
+                judged, knots = _fit(judge, judged, tried, part, n_steps, area_weight)
+            if judged is None:  # all over again
                 start, width, at_once = 0, n, n
                 found.clear()
+                fitted.clear()
                 continue
-            scores = seen.view(len(tried), len(rows)).T  # (r, T)
-            areas = bent.flatten(2).mean(2).T.to(scores)  # (r, T)
-            objectives = scores - area_weight * areas
-            # the first of equals, which is the map as it is
-            chosen = torch.where(objectives.isnan(), -torch.inf, objectives).argmax(1)  # (r,)
-            best = bent[chosen, torch.arange(len(rows), device=image.device)]  # (r, 1, *spatial)
-            found.append((best, chosen, objectives, scores, areas))
+            found.append(judged)
+            fitted += knots
             start += width
-    best, chosen, objectives, scores, areas = map(torch.cat, zip(*found, strict=True))
+    best, chosen = map(torch.cat, zip(*(judged.best() for judged in found), strict=True))
     unknown = (maps.status == Status.NOT_FINITE).view(-1, *[1] * (best.ndim - 1))
     return Calibration(
         heatmaps=torch.where(unknown, torch.nan, best),
         curves=tried,
+        fitted=tuple(fitted),
         chosen=chosen,
-        objectives=objectives,
-        scores=scores,
-        areas=areas,
+        objectives=torch.cat([judged.objectives for judged in found]),
+        scores=torch.cat([judged.scores for judged in found]),
+        areas=torch.cat([judged.areas for judged in found]),
         status=maps.status,
         target=as_labels(look.classes),
-        passes=len(tried) + 1,
+        passes=len(tried) + 1 + (n_steps + 1 if n_steps else 0),
     )
 
 
@@ -387,16 +453,141 @@ class _Look:
         )
 
 
-def _bend(curves: Sequence[Rising], maps: Maps, rows: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """The maps of `r` images on `T` curves, and what the model says of the images behind them.
+
+    Attributes:
+        heatmaps (Tensor): `(T, r, 1, *spatial)`.
+        scores (Tensor): `(r, T)`.
+        areas (Tensor): `(r, T)`.
+        objectives (Tensor): `(r, T)`: the scores less the price of the areas.
+    """
+
+    heatmaps: Tensor
+    scores: Tensor
+    areas: Tensor
+    objectives: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The best map of each image, `(r, 1, *spatial)`, and the number of its curve, `(r,)`."""
+        # the first of equals, which is the map as it is
+        known = torch.where(self.objectives.isnan(), -torch.inf, self.objectives)
+        chosen = known.argmax(1)
+        return self.heatmaps[chosen, torch.arange(len(chosen), device=chosen.device)], chosen
+
+    def or_better(self, other: _Judged) -> _Judged:
+        """The better of one map and one other for each image; both have `T` = 1."""
+        better = other.objectives > self.objectives  # (r, 1)
+        wide = better.view(1, -1, *[1] * (self.heatmaps.ndim - 2))
+        return _Judged(
+            torch.where(wide, other.heatmaps, self.heatmaps),
+            torch.where(better, other.scores, self.scores),
+            torch.where(better, other.areas, self.areas),
+            torch.where(better, other.objectives, self.objectives),
+        )
+
+    def joined(self, other: _Judged) -> _Judged:
+        """With the curves of another for the same images."""
+        return _Judged(
+            torch.cat([self.heatmaps, other.heatmaps]),
+            torch.cat([self.scores, other.scores], 1),
+            torch.cat([self.areas, other.areas], 1),
+            torch.cat([self.objectives, other.objectives], 1),
+        )
+
+    def detach(self) -> _Judged:
+        """Without the graph of the gradients."""
+        return _Judged(*(value.detach() for value in vars(self).values()))
+
+
+def _judge(
+    look: _Look, heatmaps: Tensor, rows: Tensor, area_weight: float, at_once: int
+) -> _Judged | None:
+    """What comes of maps `(T, r, 1, *spatial)` of the examples `rows`; None as for `look`."""
+    seen = look(heatmaps.flatten(0, 1), rows.repeat(len(heatmaps)), at_once)
+    if seen is None:
+        return None
+    scores = seen.view(len(heatmaps), len(rows)).T  # (r, T)
+    areas = heatmaps.flatten(2).mean(2).T.to(scores)  # (r, T)
+    return _Judged(heatmaps, scores, areas, scores - area_weight * areas)
+
+
+def _bend(curves: Sequence[Rising], maps: Maps) -> Tensor:
     """The maps of some examples on all curves, `(T, r, 1, *spatial)`; the first is the map."""
-    values = maps.values[rows]  # (r, 1, *spatial)
-    flat = values.flatten(1)
-    order = Order.of(flat)
-    flawed = maps.status[rows]
-    flawed = (flawed == Status.FLAT) | (flawed == Status.NOT_FINITE)  # (r,)
+    flat = maps.values.flatten(1)  # (r, D)
+    order, flawed = Order.of(flat), _flawed(maps)
     bent = [flat]
     for curve in curves[1:]:
-        low, high = curve(flat.new_tensor([0.0, 1.0]))
-        scaled = ((curve(flat) - low) / (high - low)).clamp(0, 1).abs()  # without -0.0
-        bent.append(torch.where(flawed.unsqueeze(1), flat, order.keep(scaled)))
-    return torch.stack(bent).view(len(curves), *values.shape)
+        bent.append(torch.where(flawed, flat, order.keep(_scaled(curve, flat))))
+    return torch.stack(bent).view(len(curves), *maps.values.shape)
+
+
+def _scaled(curve: Rising, values: Tensor) -> Tensor:
+    """Values on a curve, which is scaled so that 0 and 1 stay."""
+    low, high = curve(values.new_tensor([0.0, 1.0]))
+    scaled: Tensor = (curve(values) - low) / (high - low)
+    return scaled.clamp(0, 1).abs()  # without -0.0
+
+
+def _flawed(maps: Maps) -> Tensor:
+    """The maps that no curve can improve, `(r, 1)`."""
+    return ((maps.status == Status.FLAT) | (maps.status == Status.NOT_FINITE)).unsqueeze(1)
+
+
+_Judge = Callable[[Tensor], "_Judged | None"]
+
+
+def _fit(
+    judge: _Judge,
+    judged: _Judged,
+    tried: Sequence[Rising],
+    maps: Maps,
+    n_steps: int,
+    area_weight: float,
+) -> tuple[_Judged | None, list[Knots]]:
+    """Bends the best curve of each image further, by gradient steps on the heights of its knots.
+
+    Returns:
+        *tuple*: What was judged, with the best of the bent curves as one more; None as for `judge`.
+        And these curves.
+    """
+    flat = maps.values.flatten(1)  # (r, D)
+    order, flawed = Order.of(flat), _flawed(maps)
+    grid = torch.linspace(0, 1, _N_LINES + 1, dtype=flat.dtype, device=flat.device)
+    chosen = judged.best()[1].tolist()
+    begin = torch.stack([_scaled(tried[index], grid) for index in chosen])  # (r, K + 1)
+    course: list[tuple[Tensor, _Judged]] = []
+    with torch.enable_grad(), gradients_reach(_NO_GRADIENT):
+        free = begin.diff(dim=1).clamp(min=_LEAST_RISE).log().requires_grad_()
+        adam = torch.optim.Adam([free], lr=_LEARNING_RATE)
+        while True:
+            heights = F.pad(free.softmax(1).cumsum(1), (1, 0))  # (r, K + 1)
+            values = _between(heights, flat)
+            # what is judged has the order of the map; the gradient is that of the lines
+            kept = order.keep(values.detach().clamp(0, 1)) + (values - values.detach())
+            bent = torch.where(flawed, flat, kept)  # (r, D)
+            now = judge(bent.view_as(maps.values).unsqueeze(0))
+            if now is None:
+                return None, []
+            course.append((heights.detach(), now.detach()))
+            if len(course) > n_steps:
+                break
+            (slope,) = torch.autograd.grad(now.scores.sum(), bent, allow_unused=True)
+            if slope is None:  # the score has a gradient, but not for the image
+                raise ValueError(_NO_GRADIENT)
+            slope = slope - area_weight / bent.shape[1]
+            (free.grad,) = torch.autograd.grad(bent, free, -slope)
+            adam.step()
+    heights, best = course[0]
+    for other, now in course[1:]:
+        heights = torch.where(now.objectives > best.objectives, other, heights)
+        best = best.or_better(now)
+    return judged.joined(best), [Knots(tuple(row)) for row in heights.tolist()]
+
+
+_NO_GRADIENT = (
+    "`n_steps` must be 0 where the score has no gradient with respect to the inputs; it has none. "
+    "Leave out what cuts it off (`.item()`, `.detach()`, argmax, `torch.no_grad`, "
+    "`torch.inference_mode`), or try more `curves` instead."
+)

@@ -190,7 +190,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "calibrated-cam",
-                "Grad-CAM refined by a finer layer, on the scale that shows most of the class",
+                "Grad-CAM refined by finer layers, on the scale that shows most of the class",
                 LayerCalibratedCam,
                 needs_gradient=True,
             ),

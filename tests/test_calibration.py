@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from captum_clustered.calibration import POWERS, SIGMOIDS, Order, Power, Sigmoid, calibrate
+from captum_clustered.calibration import (
+    POWERS,
+    SIGMOIDS,
+    Knots,
+    Order,
+    Power,
+    Sigmoid,
+    calibrate,
+)
 from captum_clustered.metrics import (
     Status,
     confidences,
@@ -316,12 +324,128 @@ def test_no_images():
     assert found.scores.shape == (0, len(SIGMOIDS) + 1)
 
 
+# Steps
+
+
+def literally_fitted(model, image, heat, label, curve, n_steps, price):
+    """The best objective and the curve's heights, as the method is described, for one image."""
+    grid = np.linspace(0, 1, 9)
+    begin = curve(torch.from_numpy(grid)).numpy()
+    begin = (begin - begin[0]) / (begin[-1] - begin[0])
+    free = torch.tensor(np.log(np.maximum(np.diff(begin), 0.01)), requires_grad=True)
+    adam = torch.optim.Adam([free], lr=0.5)
+    best = -np.inf, None
+    for _ in range(n_steps + 1):
+        rises = free.exp() / free.exp().sum()
+        mask = torch.zeros_like(heat)
+        for line in range(8):  # each line is climbed from its foot to its head
+            mask = mask + rises[line] * (8 * heat - line).clamp(0, 1)
+        logits = model((image * mask).unsqueeze(0))[0]
+        others = torch.cat([logits[:label], logits[label + 1 :]])
+        objective = logits[label] - others.logsumexp(0) - price * mask.mean()
+        if objective.item() > best[0]:
+            best = objective.item(), [0.0, *rises.detach().cumsum(0).tolist()]
+        adam.zero_grad()
+        (-objective).backward()
+        adam.step()
+    return best
+
+
+@pytest.mark.parametrize("size", [None, 2, 20])
+def test_steps_against_a_literal_reference(network, batch, size):
+    network, images, maps = network.double(), batch[0].double(), batch[1].double()
+    curves = [Power(0.5), Sigmoid(0.4, 0.1)]
+    arguments = {"curves": curves, "area_weight": 0.7, "max_examples_per_batch": size}
+    found = calibrate(network, images, maps, 2, n_steps=4, **arguments)
+    plain = calibrate(network, images, maps, 2, **arguments)
+    torch.testing.assert_close(found.objectives[:, :3], plain.objectives)
+    assert found.passes == plain.passes + 5
+    straight = prepare(maps, (8, 8)).values
+    taken = found.objectives.gather(1, found.chosen[:, None])[:, 0]
+    assert (taken >= plain.objectives.amax(1)).all()
+    assert (found.chosen == 3).any()
+    for i, curve in enumerate([Power(1.0), *curves][index] for index in plain.chosen.tolist()):
+        best, heights = literally_fitted(network, images[i], straight[i], 2, curve, 4, 0.7)
+        assert found.objectives[i, 3].item() == pytest.approx(best, rel=1e-7)
+        assert found.fitted[i].heights == pytest.approx(heights, abs=1e-7)
+        if found.chosen[i] == 3:
+            assert found.names[i] == repr(found.fitted[i])
+            torch.testing.assert_close(found.heatmaps[i], found.fitted[i](straight[i]))
+
+
+def test_steps_keep_the_order_and_leave_no_trace(network, batch):
+    images, maps = batch
+    maps = (maps * 4).round() / 4 + 1e-6 * torch.rand(5, 1, 4, 4)  # nearly equal values
+    found = calibrate(network, images.requires_grad_(), maps, 1, n_steps=3, area_weight=0.0)
+    assert not found.heatmaps.requires_grad
+    assert not found.objectives.requires_grad
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert images.grad is None
+    for curve in (insertion, deletion):
+        one, other = (curve(network, images, heat, 1, step=1) for heat in (maps, found.heatmaps))
+        assert torch.equal(one.scores, other.scores)
+
+
+def test_steps_leave_faulty_maps_as_they_are(network, batch):
+    maps = torch.rand(5, 1, 8, 8)
+    maps[0], maps[1, 0, 0, 0] = 0.25, torch.nan
+    found = calibrate(network, batch[0], maps, 1, n_steps=2)
+    assert (found.heatmaps[0] == 0.25).all()
+    assert found.heatmaps[1].isnan().all()
+    assert found.heatmaps[2:].isfinite().all()
+    assert calibrate(network, batch[0][:0], maps[:0], 1, n_steps=2).fitted == ()
+
+
+@pytest.mark.filterwarnings("ignore:The images stay in the batch")
+def test_steps_of_a_model_that_mixes_examples(batch):
+    def model(x):  # normalises over the batch
+        return halves(x) / x.detach().abs().amax()
+
+    images, maps = batch
+    found = calibrate(model, images, maps, 1, curves=[Power(0.5)], n_steps=2)
+    before = prepare(maps, (8, 8)).values
+    bent = torch.stack([knots(heat) for knots, heat in zip(found.fitted, before, strict=True)])
+    # the curves of all images are those of their best steps, which need not be the same step
+    assert ((bent - before).abs() <= 1).all()
+    best = found.objectives.gather(1, found.chosen[:, None])[:, 0]
+    assert (best >= found.objectives[:, :2].amax(1)).all()
+
+
+def without_a_graph(network, x):
+    return network(x).detach()
+
+
+def with_a_graph_to_the_weights_alone(network, x):
+    return network(x.detach())
+
+
+@pytest.mark.parametrize("run", [without_a_graph, with_a_graph_to_the_weights_alone])
+def test_steps_need_a_gradient(network, batch, run):
+    with pytest.raises(ValueError, match="`n_steps` must be 0 where the score has no gradient"):
+        calibrate(lambda x: run(network, x), *batch, 1, n_steps=1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.lists(st.floats(0, 1), min_size=1))
+def test_knots_are_joined_by_lines(heights, values):
+    heights = sorted(heights)
+    want = np.interp(values, np.linspace(0, 1, len(heights)), heights)
+    found = Knots(tuple(heights))(torch.tensor(values, dtype=torch.float64))
+    np.testing.assert_allclose(found, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("heights", [(), (1.0,), (0.0, 0.5, 0.4), (0.0, float("nan"))])
+def test_knots_do_not_fall(heights):
+    with pytest.raises(ValueError, match="`heights` must be two or more numbers that do not fall"):
+        Knots(heights)
+
+
 # Errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"n_steps": -1}, ValueError, r"`n_steps` must be an int >= 0; got -1"),
         ({"area_weight": -1.0}, ValueError, r"`area_weight` must be a number >= 0; got -1.0"),
         ({"curves": Power(2.0)}, TypeError, r"`curves` must be a sequence of callables; got Power"),
         ({"curves": [0.5]}, TypeError, r"`curves` must be a sequence of callables; got \[0.5\]"),

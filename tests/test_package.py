@@ -35,6 +35,7 @@ ORDER = [
     "_borrow",
     "_layout",
     "_copies",
+    "_gradients",
     "_outputs",
     "targets",
     "heatmap",

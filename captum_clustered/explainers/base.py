@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from captum_clustered._borrow import borrowed
 from captum_clustered._checks import check_choice
+from captum_clustered._gradients import gradients_reach
 from captum_clustered._modules import find_module
 from captum_clustered._warn import warn
 from captum_clustered.clustering import Clusterer, GivenLabels, Groups, RandomGroups, group
@@ -32,10 +33,10 @@ from captum_clustered.heatmap import ReshapeTransform, to_maps
 from captum_clustered.targets import Target, format_target, plain_args
 
 __all__ = [
+    "NO_GRADIENT",
     "LayerExplainer",
     "check_parts",
     "check_perturbations",
-    "gradients_reach",
     "group_maps",
     "group_parts",
     "is_given",
@@ -312,7 +313,7 @@ def _differentiate(
     def forward(_: Tensor) -> Tensor:
         found.append(capture(model, io, targets))
         if not found[0].scores.requires_grad:
-            raise ValueError(_NO_GRADIENT)
+            raise ValueError(NO_GRADIENT)
         return found[0].scores
 
     def keep(tensors: Any) -> Any:
@@ -327,7 +328,7 @@ def _differentiate(
 
     handle = io.hook(watch)
     try:
-        with gradients_reach():
+        with gradients_reach(NO_GRADIENT):
             gradients, _ = compute_layer_gradients_and_eval(
                 forward,
                 io.layer,
@@ -345,35 +346,15 @@ def _differentiate(
             "with a lock around whatever runs the model."
         )
     if len(theirs) > 1 and all(gradient is None for gradient in theirs[1]):
-        raise ValueError(_NO_GRADIENT)
+        raise ValueError(NO_GRADIENT)
     return replace(found[0], scores=found[0].scores.detach(), prefix=[]), list(gradients)
 
 
-_NO_GRADIENT = (
+NO_GRADIENT = (
     "`forward_func` must give a score that has a gradient with respect to `layer`; got one "
     "without. Leave out what cuts it off (`.item()`, `.detach()`, argmax, `torch.no_grad`, "
     "`torch.inference_mode`), choose a layer that the score depends on, or take a method without "
     "gradients, such as ClusteredLayerAblation."
-)
-
-
-@contextmanager
-def gradients_reach(message: str = _NO_GRADIENT) -> Iterator[None]:
-    """Says what to do where torch finds that gradients cannot be taken."""
-    try:
-        yield
-    except RuntimeError as error:
-        if any(words in str(error) for words in _TORCH_SAYS):
-            raise ValueError(message) from error
-        raise
-
-
-_TORCH_SAYS = (
-    "Inference tensors cannot be saved for backward",
-    "on inference tensor outside InferenceMode",
-    "does not require grad",
-    "appears to not have been used in the graph",
-    "does not have a grad_fn",
 )
 
 

@@ -8,8 +8,9 @@ from captum.attr import GradientAttribution, LayerGradCam
 from torch import Tensor
 
 from captum_clustered._borrow import borrowed
+from captum_clustered._gradients import gradients_reach
 from captum_clustered.engine.model import as_model
-from captum_clustered.explainers.base import LayerExplainer, gradients_reach, unwrap
+from captum_clustered.explainers.base import NO_GRADIENT, LayerExplainer, unwrap
 from captum_clustered.explainers.results import Attribution, Tensors
 from captum_clustered.heatmap import build, to_maps
 from captum_clustered.targets import Target, example_scores, format_target, plain_args
@@ -92,7 +93,7 @@ class GradCam(LayerExplainer, LayerGradCam):
                 return example_scores(model.forward_func(*model.fresh()), targets, model.n)
 
             def attempt() -> Any:
-                with gradients_reach():
+                with gradients_reach(NO_GRADIENT):
                     return LayerGradCam(score, self.layer).attribute(
                         model.args[0], attribute_to_layer_input=at_input, attr_dim_summation=False
                     )

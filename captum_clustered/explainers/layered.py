@@ -15,14 +15,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from captum.attr import Attribution as CaptumAttribution
 from torch import Tensor, nn
 
 from captum_clustered._borrow import borrowed
-from captum_clustered._checks import check_choice, check_number
+from captum_clustered._checks import check_int, check_number
 from captum_clustered.calibration import SIGMOIDS, Calibration, Rising, calibrate
 from captum_clustered.engine.model import Model, as_model
 from captum_clustered.explainers.base import LayerExplainer, check_perturbations, unwrap
@@ -62,21 +62,21 @@ class CalibratedAttribution(LayeredAttribution):
 
     Attributes:
         attributions (Tensor): `(N, 1, *spatial)`, in [0, 1], as large as the image.
-        layer_maps (tuple[Tensor, ...]): The map of the layer, and that of the finer layer if there
-            is one, `(N, 1, *spatial)` in their own resolutions.
+        layer_maps (tuple[Tensor, ...]): The map of the layer, and those of the finer layers, `(N,
+            1, *spatial)` in their own resolutions.
         calibration (Calibration): The curve of each image, and the objectives of all curves.
-        finer_layer (str or None): The name of the finer layer; None if there is none.
+        finer_layers (tuple[str, ...]): The names of the finer layers; empty if there are none.
     """
 
     calibration: Calibration
-    finer_layer: str | None
+    finer_layers: tuple[str, ...]
 
     def _record(self, example: int) -> dict[str, Any]:
         found = self.calibration
         chosen = int(found.chosen[example])
         return {
-            "finer_layer": self.finer_layer,
-            "curve": repr(found.curves[chosen]),
+            "finer_layers": list(self.finer_layers),
+            "curve": found.names[example],
             "objective": float(found.objectives[example, chosen]),
             "objective_before": float(found.objectives[example, 0]),
             "passes": found.passes,
@@ -207,20 +207,21 @@ class LayeredCam(CaptumAttribution):
 
 
 class LayerCalibratedCam(LayerExplainer):
-    r"""A map of two layers, on the scale that shows the model most of the class.
+    r"""A map of a few layers, on the scale that shows the model most of the class.
 
     The recipe has two steps:
 
-    1. The map of the layer is refined by that of the last layer before it with at least twice as
-       many pixels (:class:`LayeredCam`), which improves the order of the pixels.
+    1. The map of the layer is refined by those of finer layers (:class:`LayeredCam`), which
+       improves the order of the pixels. A finer layer is the last one before with at least twice
+       as many pixels.
     2. Of a few rising curves, each image takes the one behind which the model is surest of the
        class (:func:`captum_clustered.calibration.calibrate`), which improves the scale of the
        values and leaves their order as it is.
 
-    By default the maps are Grad-CAM at the layer and HiResCAM at the finer one: two passes forward
-    and back. Calibration takes eight forward passes more, and a few for checks. For a model that
-    cannot be differentiated, `explainers` names other methods. Where no layer is finer, as in a
-    vision transformer, the layer's own map is calibrated.
+    By default the maps are Grad-CAM at the layer and HiResCAM at two finer ones: three passes
+    forward and back. Calibration takes eight forward passes more, and a few for checks. For a model
+    that cannot be differentiated, `explainers` names other methods. Where no layer is finer, as in
+    a vision transformer, the layer's own map is calibrated.
 
     Unlike the other explainers this returns a map as large as the image, since curves and the
     resizing of a map do not commute.
@@ -229,10 +230,11 @@ class LayerCalibratedCam(LayerExplainer):
         forward_func (callable): The model, or a function that runs it, as in Captum.
         layer (nn.Module): The last layer, as for Grad-CAM.
         device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
-        finer_layer (nn.Module, ``"auto"`` or None, optional): The finer layer, whose maps lie on
-            axis 1; ``"auto"`` finds it; None for none. Default: ``"auto"``
+        finer_layers (int, nn.Module or sequence of nn.Module, optional): How many finer layers are
+            looked for; or the layers themselves, the finest one last, whose maps lie on axis 1.
+            Default: 2
         explainers (sequence of callables, optional): What makes the map of the layer, and what
-            makes that of the finer layer: factories ``(forward_func, layer, **settings)`` with the
+            makes that of each finer layer: factories ``(forward_func, layer, **settings)`` with the
             settings `channel_dim` and `reshape_transform`, such as
             :class:`captum_clustered.ClusteredLayerAblation`, which needs no gradient.
             Default: None (Grad-CAM and HiResCAM)
@@ -241,6 +243,7 @@ class LayerCalibratedCam(LayerExplainer):
         curves (sequence of callables, optional): As for
             :func:`captum_clustered.calibration.calibrate`.
             Default: :data:`captum_clustered.calibration.SIGMOIDS`
+        n_steps (int, optional): As there. Default: 0
         area_weight (float, optional): As there. Default: 0.5
         score (str or callable, optional): As there. Default: ``"log_odds"``
         fill (float, Tensor or str, optional): As there. Default: 0.0
@@ -256,8 +259,8 @@ class LayerCalibratedCam(LayerExplainer):
         ... ).eval()
         >>> cam = LayerCalibratedCam(model, model[4])
         >>> found = cam.explain(torch.rand(2, 3, 16, 16), target=3)
-        >>> found.attributions.shape, found.finer_layer, found.calibration.passes
-        (torch.Size([2, 1, 16, 16]), '1', 8)
+        >>> found.attributions.shape, found.finer_layers, found.calibration.passes
+        (torch.Size([2, 1, 16, 16]), ('1',), 8)
     """
 
     def __init__(
@@ -266,11 +269,12 @@ class LayerCalibratedCam(LayerExplainer):
         layer: nn.Module,
         device_ids: list[int] | None = None,
         *,
-        finer_layer: nn.Module | Literal["auto"] | None = "auto",
+        finer_layers: int | nn.Module | Sequence[nn.Module] = 2,
         explainers: Sequence[Callable[..., Any]] | None = None,
         floor: float = FLOOR,
         smooth: float = SMOOTH,
         curves: Sequence[Rising] = SIGMOIDS,
+        n_steps: int = 0,
         area_weight: float = 0.5,
         score: Score = "log_odds",
         fill: Fill = 0.0,
@@ -286,22 +290,32 @@ class LayerCalibratedCam(LayerExplainer):
         )
         if explainers is not None and (len(explainers) != 2 or not all(map(callable, explainers))):
             raise ValueError(
-                "`explainers` must be two callables, for the layer and for the finer layer; got "
+                "`explainers` must be two callables, for the layer and for finer layers; got "
                 f"{explainers!r}. Pass, for example, `[ClusteredLayerAblation, LayerHiResCam]`."
             )
-        if not isinstance(finer_layer, nn.Module):
-            check_choice("finer_layer", finer_layer, ("auto", None), "Or pass a module.")
+        if isinstance(finer_layers, nn.Module):
+            finer_layers = [finer_layers]
+        if isinstance(finer_layers, int):
+            check_int("finer_layers", finer_layers, 0)
+        elif isinstance(finer_layers, str) or not all(
+            isinstance(layer, nn.Module) for layer in finer_layers
+        ):
+            raise TypeError(
+                "`finer_layers` must be an int, or modules of the model; got "
+                f"{finer_layers!r}. Pass, for example, `2` or `[model.layer3, model.layer2]`."
+            )
         check_number("floor", floor, at_least=0)
         check_number("smooth", smooth, at_least=0)
-        self.finer_layer = finer_layer
+        self.finer_layers = finer_layers
         self.makers = (_GradCam, _HiResCam) if explainers is None else tuple(explainers)
         self.floor = floor
         self.smooth = smooth
         self.curves = tuple(curves)
+        self.n_steps = n_steps
         self.area_weight = area_weight
         self.score = score
         self.fill = fill
-        self._found: dict[Any, TargetLayer | None] = {}
+        self._found: dict[Any, list[TargetLayer]] = {}
 
     def explain(
         self,
@@ -317,7 +331,7 @@ class LayerCalibratedCam(LayerExplainer):
         The arguments are those of :meth:`attribute`.
 
         Returns:
-            *CalibratedAttribution*: The heat map, the maps of both layers, and the calibration.
+            *CalibratedAttribution*: The heat map, the maps of all layers, and the calibration.
 
         Raises:
             TypeError: As :meth:`attribute`.
@@ -328,11 +342,12 @@ class LayerCalibratedCam(LayerExplainer):
             model = as_model(forward_func, *plain_args(inputs, additional_forward_args))
             finer = self._finer(model, attribute_to_layer_input)
             own = TargetLayer(self.layer, "", at_input=attribute_to_layer_input, **self._layout())
-            layers = [own] if finer is None else [own, finer]
+            layers = [own, *finer]
+            makers = [self.makers[0], *[self.makers[1]] * len(finer)]
             layered = LayeredCam(
                 [
                     make(self.forward_func, layer.layer, **layer.settings)
-                    for make, layer in zip(self.makers, layers, strict=False)
+                    for make, layer in zip(makers, layers, strict=True)
                 ],
                 floor=self.floor,
                 smooth=self.smooth,
@@ -346,32 +361,42 @@ class LayerCalibratedCam(LayerExplainer):
                 target,
                 additional_forward_args=additional_forward_args,
                 curves=self.curves,
+                n_steps=self.n_steps,
                 area_weight=self.area_weight,
                 score=self.score,
                 fill=self.fill,
                 max_examples_per_batch=at_once,
             )
-        name = None if finer is None else finer.name
-        return CalibratedAttribution(found.heatmaps, layered.layer_maps, found, name)
+        names = tuple(layer.name for layer in finer)
+        return CalibratedAttribution(found.heatmaps, layered.layer_maps, found, names)
 
     def _layout(self) -> dict[str, Any]:
         return {"channel_dim": self.channel_dim, "reshape_transform": self.reshape_transform}
 
-    def _finer(self, model: Model, at_input: bool) -> TargetLayer | None:
-        """The finer layer; it is looked for once for each shape of the inputs."""
+    def _finer(self, model: Model, at_input: bool) -> list[TargetLayer]:
+        """The finer layers; they are looked for once for each shape of the inputs."""
         lent = model.forward_func
-        if self.finer_layer is None:
-            return None
-        if isinstance(self.finer_layer, nn.Module):
-            return TargetLayer(self.finer_layer, _name_of(self.finer_layer, lent.forward_func))
+        if not isinstance(self.finer_layers, int):
+            return [
+                TargetLayer(layer, _name_of(layer, lent.forward_func))
+                for layer in self.finer_layers
+            ]
         key = tuple(model.args[0].shape[1:]), at_input
-        if key not in self._found:
+        if self.finer_layers and key not in self._found:
             lent(*model.fresh())  # a model may build parts of itself when it is first called
-            self._found[key] = find_finer_layer(
-                lent.forward_func, self.layer, *model.args, at_input=at_input
-            )
+            found: list[TargetLayer] = []
+            before = TargetLayer(self.layer, "", at_input=at_input)
+            while len(found) < self.finer_layers:
+                finer = find_finer_layer(
+                    lent.forward_func, before.layer, *model.args, at_input=before.at_input
+                )
+                if finer is None:
+                    break
+                found.append(finer)
+                before = finer
+            self._found[key] = found
             lent.put_back()  # what follows lends the model anew
-        return self._found[key]
+        return self._found.get(key, [])
 
 
 class _Gradients(LayerExplainer):

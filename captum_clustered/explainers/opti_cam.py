@@ -11,11 +11,11 @@ from captum.attr import GradientAttribution
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_int
+from captum_clustered._gradients import gradients_reach
 from captum_clustered.clustering import as_clusterer
 from captum_clustered.explainers.base import (
     LayerExplainer,
     check_parts,
-    gradients_reach,
     group_parts,
     progress,
 )

@@ -198,14 +198,18 @@ class ImageModel:
             image (Tensor): `(N, C, *spatial)`.
 
         Returns:
-            *Tensor*: The output, `(N, ...)`, without a gradient.
+            *Tensor*: The output, `(N, ...)`.
         """
         if image is self.image:  # the model may write into what it gets
             image = image.clone()
         return self.run(image, self.others)
 
     def run(self, image: Tensor, others: tuple[Any, ...]) -> Tensor:
-        """Runs the model on images `(M, C, *spatial)` with other inputs for them."""
+        """Runs the model on images `(M, C, *spatial)` with other inputs for them.
+
+        The output has a graph of gradients only where the caller asks for one with
+        ``torch.enable_grad``, not where the model itself does.
+        """
         output = as_scores(self.forward_func(image, *others))
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -217,7 +221,7 @@ class ImageModel:
                 f"`forward_func` must return one row for each of {len(image)} images; got shape "
                 f"{tuple(output.shape)}. Keep the batch axis first."
             )
-        return output.detach()
+        return output if torch.is_grad_enabled() else output.detach()
 
     def put_back(self) -> None:
         """Gives a lent model's other inputs what the last pass may have written over."""

@@ -157,7 +157,7 @@ def test_the_guide_gets_the_tables(made, tmp_path):
     ("changes", "message"),
     [
         ({"half": "third"}, "`half` must be one of 'first', 'second'; got 'third'"),
-        ({"cases": ("lite1",)}, "`cases` must be among lite0, recipe; .*got lite1"),
+        ({"cases": ("lite1",)}, "`cases` must be among lite0; .*got lite1"),
         ({"cases": ()}, "`cases` must be among .*got none"),
     ],
 )

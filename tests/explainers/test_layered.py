@@ -16,7 +16,7 @@ from captum_clustered import (
 )
 from captum_clustered.calibration import Power, calibrate
 from captum_clustered.fills import Black
-from captum_clustered.heatmap import enlarge
+from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.layers import find_finer_layer
 from captum_clustered.metrics import confidences
 
@@ -133,7 +133,7 @@ def test_the_recipe_is_its_parts(model):
     want = calibrate(model, X, refined, target, fill=fill, area_weight=0.5)
     torch.testing.assert_close(found.attributions, want.heatmaps)
     assert found.calibration.chosen.tolist() == want.chosen.tolist()
-    assert found.finer_layer == "1"
+    assert found.finer_layers == ("1",)
     assert found.attributions.shape == (3, 1, 8, 8)
 
 
@@ -150,7 +150,7 @@ def test_calibration_never_lowers_its_objective(model):
 def test_the_record_says_what_was_chosen(model, tmp_path):
     found = LayerCalibratedCam(model, model[4]).explain(X, 1)
     record = json.loads(found.save(tmp_path, example=2)["record"].read_text())
-    assert record["finer_layer"] == "1"
+    assert record["finer_layers"] == ["1"]
     assert record["curve"] == found.calibration.names[2]
     assert record["passes"] == 8
     assert record["objective"] == pytest.approx(found.calibration.objectives[2].max().item())
@@ -166,27 +166,47 @@ def test_without_a_gradient(model):
         partial(ClusteredLayerAblation, n_clusters=3),
         partial(ClusteredLayerAblation, clusterer="every-map"),
     )
-    found = LayerCalibratedCam(blind, model[4], finer_layer=model[1], explainers=groups).explain(
+    found = LayerCalibratedCam(blind, model[4], finer_layers=model[1], explainers=groups).explain(
         X, 1
     )
     want = ClusteredLayerAblation(model, model[1], clusterer="every-map").attribute(X, 1)
     torch.testing.assert_close(found.layer_maps[1], want)
     with pytest.raises(ValueError, match="must give a score that has a gradient"):
-        LayerCalibratedCam(blind, model[4], finer_layer=model[1]).attribute(X, 1)
+        LayerCalibratedCam(blind, model[4], finer_layers=model[1]).attribute(X, 1)
 
 
 def test_where_no_layer_is_finer_the_layer_stands_alone(model):
     found = LayerCalibratedCam(model, model[1]).explain(X, 1)
-    assert found.finer_layer is None
+    assert found.finer_layers == ()
     assert len(found.layer_maps) == 1
-    alone = LayerCalibratedCam(model, model[4], finer_layer=None).explain(X, 1)
+    alone = LayerCalibratedCam(model, model[4], finer_layers=0).explain(X, 1)
     assert len(alone.layer_maps) == 1
+
+
+def test_two_finer_layers():
+    torch.manual_seed(1)
+    deeper = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(8, 4),
+    ).eval()
+    x = torch.rand(2, 3, 16, 16)
+    found = LayerCalibratedCam(deeper, deeper[7], curves=()).explain(x, 1)
+    assert found.finer_layers == ("4", "1")
+    assert [maps.shape[2] for maps in found.layer_maps] == [4, 8, 16]
+    want = LayeredCam([Fixed(maps) for maps in found.layer_maps]).attribute(x)
+    torch.testing.assert_close(found.attributions, normalize(want))
+    named = LayerCalibratedCam(deeper, deeper[7], curves=(), finer_layers=[deeper[4], deeper[1]])
+    assert torch.equal(named.attribute(x, 1), found.attributions)
+    one = LayerCalibratedCam(deeper, deeper[7], finer_layers=1).explain(x, 1)
+    assert one.finer_layers == ("4",)
 
 
 def test_the_input_of_a_layer(model):
     found = LayerCalibratedCam(model, model[5]).explain(X, 1, attribute_to_layer_input=True)
     want = LayerCalibratedCam(model, model[4]).explain(X, 1)
-    assert found.finer_layer == "1"
+    assert found.finer_layers == ("1",)
     torch.testing.assert_close(found.attributions, want.attributions)
 
 
@@ -205,9 +225,9 @@ def test_the_finer_layer_is_found_behind_a_function(model):
     )
     assert len(found.layer_maps) == 2
     torch.testing.assert_close(found.attributions, want.attributions)
-    given = LayerCalibratedCam(model, model[4], finer_layer=model[1]).explain(X, 1)
+    given = LayerCalibratedCam(model, model[4], finer_layers=model[1]).explain(X, 1)
     torch.testing.assert_close(given.attributions, want.attributions)
-    assert given.finer_layer == want.finer_layer == "1"
+    assert given.finer_layers == want.finer_layers == ("1",)
 
 
 def test_the_model_is_given_back(model):
@@ -223,14 +243,19 @@ def test_the_model_is_given_back(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"finer_layer": "layer3"}, "`finer_layer` must be one of 'auto', None; got 'layer3'. Or"),
+        ({"finer_layers": -1}, "`finer_layers` must be an int >= 0; got -1"),
+        (
+            {"finer_layers": "layer3"},
+            "`finer_layers` must be an int, or modules .* got 'layer3'",
+        ),
+        ({"n_steps": -1}, "`n_steps` must be an int >= 0"),
         ({"explainers": [LayerHiResCam]}, "`explainers` must be two callables"),
         ({"floor": -0.1}, "`floor` must be a number >= 0"),
         ({"curves": [Power(2.0), lambda v: -v]}, "`curves` must rise from 0 to 1"),
     ],
 )
 def test_wrong_settings(model, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         LayerCalibratedCam(model, model[4], **settings).attribute(X, 1)
 
 
