@@ -241,6 +241,7 @@ def signed(
         str, typer.Option(metavar="NAMES", help="lite0, clip; separated by commas.")
     ] = "lite0,clip",
     layers: Annotated[str, typer.Option(metavar="NAMES", help="Only these layers.")] = "",
+    methods: Annotated[str, typer.Option(metavar="NAMES", help="Only these methods.")] = "",
     limit: Annotated[int | None, typer.Option(metavar="N", help="Images; by default all.")] = None,
     step: Annotated[
         int | None, typer.Option(metavar="N", help="Pixels at a time; by default 14 or 6 steps.")
@@ -256,7 +257,9 @@ def signed(
     from benchmarks.report import page
 
     _threads(threads)
-    plan = command.Plan(data, half, listed(networks), listed(layers), limit, step, full)
+    plan = command.Plan(
+        data, half, listed(networks), listed(layers), limit, step, full, listed(methods)
+    )
     work = out / "evaluations"
     path = results.collect(
         "signed",

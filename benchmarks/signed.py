@@ -83,6 +83,7 @@ _COMMON = (
 )
 _SINGLE = ("ablation-cam", "ablation-cam-published")
 _TOKENS = ("clustered-cam-ablate", "clustered-cam-mean", "places", "places-drop")
+_KNOWN = (*_COMMON, *_SINGLE, *_TOKENS)
 
 WORDS = (
     "- `clustered-cam` groups the parts of the maps, `ablation-cam` takes each part alone. The "
@@ -160,6 +161,8 @@ class Plan:
         limit (int or None): Number of images of the half, spread evenly; None for all.
         step (int or None): Pixels that change at a time in a curve; None for the network's own.
         full (bool): Whether each part is switched off alone where that is slow, too.
+        only (tuple[str, ...]): Only these methods, and the two that they are compared with; all if
+            empty.
     """
 
     data: Path
@@ -169,6 +172,7 @@ class Plan:
     limit: int | None = None
     step: int | None = None
     full: bool = False
+    only: tuple[str, ...] = ()
     _tables: dict[str, Path] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -186,6 +190,12 @@ class Plan:
                 f"`layers` must be among {', '.join(known)}; got {', '.join(unknown)}."
             )
 
+        unknown = [name for name in self.only if name not in _KNOWN]
+        if unknown:
+            raise ValueError(
+                f"`methods` must be among {', '.join(_KNOWN)}; got {', '.join(unknown)}."
+            )
+
     def cases(self) -> list[str]:
         """The keys of the cases, ``network/layer``."""
         return [
@@ -198,7 +208,8 @@ class Plan:
     def methods(self, network: Network, layer: str) -> tuple[str, ...]:
         """The methods at a layer, in the order of the table."""
         single = _SINGLE if self.full or layer in network.single else ()
-        return (*_COMMON, *single, *(_TOKENS if network.tokens else ()))
+        found = (*_COMMON, *single, *(_TOKENS if network.tokens else ()))
+        return tuple(name for name in found if not self.only or name in (BASE, RIVAL, *self.only))
 
     def record(self) -> dict[str, Any]:
         """The settings in the form of the results, without names of folders."""
@@ -208,6 +219,7 @@ class Plan:
             "limit": self.limit,
             "step": self.step,
             "full": self.full,
+            "methods": list(self.only),
             "cases": self.cases(),
         }
 

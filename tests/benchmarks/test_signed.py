@@ -223,6 +223,14 @@ def test_single_parts_and_layers_can_be_chosen(networks, tmp_path):
         signed.Plan(tmp_path, "third")
 
 
+def test_methods_can_be_chosen(networks, tmp_path):
+    plan = signed.Plan(tmp_path, "first", ("tokens",), only=("places",))
+    assert plan.methods(signed.NETWORKS["tokens"], LAYER) == ("grad-cam", "hires-cam", "places")
+    assert plan.record()["methods"] == ["places"]
+    with pytest.raises(ValueError, match="`methods` must be among grad-cam, .*; got other-cam"):
+        signed.Plan(tmp_path, "first", ("tokens",), only=("other-cam",))
+
+
 def test_only_images_that_the_network_gets_right(networks, table, tmp_path, monkeypatch):
     from captum_clustered.models.prepared import prepare
 
