@@ -227,7 +227,7 @@ def test_methods_can_be_chosen(networks, tmp_path):
     plan = signed.Plan(tmp_path, "first", ("tokens",), only=("places",))
     assert plan.methods(signed.NETWORKS["tokens"], LAYER) == ("grad-cam", "hires-cam", "places")
     assert plan.record()["methods"] == ["places"]
-    with pytest.raises(ValueError, match="`methods` must be among grad-cam, .*; got other-cam"):
+    with pytest.raises(ValueError, match=r"`methods` must be among grad-cam, .*; got other-cam"):
         signed.Plan(tmp_path, "first", ("tokens",), only=("other-cam",))
 
 
