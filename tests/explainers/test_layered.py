@@ -15,6 +15,7 @@ from captum_clustered import (
     LayerHiResCam,
 )
 from captum_clustered.calibration import Power, calibrate
+from captum_clustered.explainers.layered import CURVES
 from captum_clustered.fills import Black
 from captum_clustered.heatmap import enlarge, normalize
 from captum_clustered.layers import find_finer_layer
@@ -130,7 +131,7 @@ def test_the_recipe_is_its_parts(model):
     torch.testing.assert_close(found.layer_maps[0], last)
     torch.testing.assert_close(found.layer_maps[1], inner)
     refined = LayeredCam([Fixed(last.detach()), Fixed(inner.detach())]).attribute(X)
-    want = calibrate(model, X, refined, target, fill=fill, area_weight=0.5)
+    want = calibrate(model, X, refined, target, fill=fill, area_weight=0.5, curves=CURVES)
     torch.testing.assert_close(found.attributions, want.heatmaps)
     assert found.calibration.chosen.tolist() == want.chosen.tolist()
     assert found.finer_layers == ("1",)
