@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from captum_clustered._borrow import borrowed
 from captum_clustered._checks import check_int, check_number
-from captum_clustered.calibration import Calibration, Power, Rising, Sigmoid, calibrate
+from captum_clustered.calibration import Calibration, Rising, Sigmoid, calibrate
 from captum_clustered.engine.model import Model, as_model
 from captum_clustered.explainers.base import LayerExplainer, check_perturbations, unwrap
 from captum_clustered.explainers.masking import precise
@@ -43,10 +43,7 @@ SMOOTH = 0.75
 """Standard deviation of the blur of a finer map, in pixels of its own grid."""
 
 
-CURVES = (
-    *(Power(exponent) for exponent in (0.2, 0.35)),
-    *(Sigmoid(threshold, 0.03) for threshold in (0.0, 0.05, 0.15, 0.3)),
-)
+CURVES = tuple(Sigmoid(threshold, 0.015) for threshold in (0.0, 0.02, 0.05, 0.1, 0.2, 0.35))
 """The curves that are tried for a map of several layers, most of whose values are near zero."""
 
 
@@ -248,8 +245,8 @@ class LayerCalibratedCam(LayerExplainer):
         floor (float, optional): As for :class:`LayeredCam`. Default: 0.3
         smooth (float, optional): As for :class:`LayeredCam`. Default: 0.75
         curves (sequence of callables, optional): As for
-            :func:`captum_clustered.calibration.calibrate`. Default: two powers and four sigmoids,
-            for maps most of whose values are near zero
+            :func:`captum_clustered.calibration.calibrate`. Default: six sigmoids, for maps most of
+            whose values are near zero
         n_steps (int, optional): As there. Default: 0
         area_weight (float, optional): As there. Default: 0.5
         score (str or callable, optional): As there. Default: ``"log_odds"``
