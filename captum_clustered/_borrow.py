@@ -5,7 +5,8 @@ writes into itself is put back, see :mod:`captum_clustered._state`, and so are t
 random numbers that it drew.
 
 Private parts of PyTorch: `torch.utils._python_dispatch`, which shows the operations of one thread
-and hides them, and `OptimizedModule._orig_mod`, the model inside a compiled one.
+and hides them, `OptimizedModule._orig_mod`, the model inside a compiled one, and `torch._C`, for
+`DisableTorchFunction`, by which no mode listens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -61,12 +62,12 @@ class Lent:
         self._clean = True  # nothing ran since it was as it is to be
         self._remember()
 
-    def __call__(self, *args: Any) -> Any:
-        """Runs the model once."""
+    def __call__(self, *args: Any, within: AbstractContextManager[Any] | None = None) -> Any:
+        """Runs the model once, and it alone within a context."""
         if self._settled or self._led:
-            return self._run(args)
+            return self._run(args, within)
         # clones, since a model that has built something runs again
-        return self.settled(lambda: self._run(_cloned(args)), lambda: _cloned(args))
+        return self.settled(lambda: self._run(_cloned(args), within), lambda: _cloned(args))
 
     def settled(self, attempt: Callable[[], T], args: Callable[[], tuple[Any, ...]]) -> T:
         """The first pass of a model that has built by then what it builds when it is first called.
@@ -108,12 +109,14 @@ class Lent:
             raise
         # the backward pass of a graph that is still there may have hooks
         self._clean = not (torch.is_grad_enabled() or self._memory.changed())
-        return (found,) if self._clean or not self._memory.built() else None
+        built = self._memory.lazy or (not self._clean and self._memory.built())
+        return None if built else (found,)
 
     def _build(self) -> None:
         """Makes the plain pass in which a new model builds what it needs."""
         assert self._plain is not None
         before = self._memory
+        self._clean = self._clean or before.lazy  # it is not to be put back without a shape
         self._numbers.rewind()
         self._plain()
         self._numbers.rewind()
@@ -126,10 +129,10 @@ class Lent:
             with _disable_current_modes():  # a mode that watches the model is not to see this
                 self._memory.put_back()
 
-    def _run(self, args: tuple[Any, ...]) -> Any:
+    def _run(self, args: tuple[Any, ...], within: AbstractContextManager[Any] | None = None) -> Any:
         self.put_back()
         self._clean = False
-        with self._numbers.of_the_model(), self._found_on_the_way():
+        with self._numbers.of_the_model(), self._found_on_the_way(), within or nullcontext():
             return self.forward_func(*args)
 
     @contextmanager
@@ -144,7 +147,9 @@ class Lent:
         def begin(module: nn.Module, _: Any) -> None:
             if id(module) not in self._memory.known and threading.get_ident() == owner:
                 self._known.append(module)
-                self._add(module)
+                self._memory.met.add(id(module))
+                with torch._C.DisableTorchFunction():  # a mode that listens to the model
+                    self._add(module)
 
         handle = register_module_forward_pre_hook(begin)
         try:

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from captum_clustered import ClusteredLayerScore, LayerGroupCam, LayerScoreCam, _layout
+from captum_clustered import (
+    ClusteredLayerAblation,
+    ClusteredLayerScore,
+    LayerAblationCam,
+    LayerGroupCam,
+    LayerScoreCam,
+    _layout,
+)
 from captum_clustered._layout import Layout, channels_last
 from captum_clustered.calibration import calibrate
 from captum_clustered.metrics import confidences, deletion, infidelity, insertion
@@ -173,3 +180,156 @@ def test_a_model_that_fails_either_way_says_so_itself_and_keeps_the_layout():
     with pytest.raises(ValueError, match="do not fit"):
         layout(fail, X)
     assert layout(lambda images: images.stride(1), X) == 1
+
+
+# The first pass, where no answer in the usual layout is known
+
+
+class AsksForStrides(Net):
+    def before(self, x):
+        return x * (1 + x.stride(1))
+
+
+class GoesByTheLayout(Net):
+    def before(self, x):
+        return x if x.is_contiguous() else x.flip(1)
+
+
+class ReadsByAnOperator(Net):
+    def before(self, x):
+        return torch.ops.aten.as_strided.default(x, (len(x), 192), (192, 1)).view(x.shape)
+
+
+class ReadsBehindTheStem(Net):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(self.stem, AsNumbers())
+
+
+class AsNumbers(nn.Module):
+    def forward(self, x):
+        return torch.from_numpy(x.numpy().ravel("K")).view(x.shape)
+
+
+class ReadsInTorchScript(Net):
+    def __init__(self):
+        super().__init__()
+        self.before = torch.jit.script(InOrder())
+
+
+class InOrder(nn.Module):
+    def forward(self, x):
+        return torch.as_strided(x, (x.shape[0], 192), (192, 1)).view(x.shape)
+
+
+class DropsItsComplaint(Net):
+    """It goes on after an error."""
+
+    def before(self, x):
+        try:
+            return torch.as_strided(x, (len(x), 192), (192, 1)).view(x.shape)
+        except Exception:
+            return x
+
+
+class WritesIntoAView(Net):
+    def before(self, x):
+        x.contiguous().sub_(0.5)
+        return x
+
+
+class WritesIntoWhatItAskedFor(Net):
+    def before(self, x):
+        x.to(memory_format=torch.contiguous_format).sub_(0.5)
+        return x
+
+
+class WritesIntoPartOfAView(Net):
+    def before(self, x):
+        x.flatten(1)[:, :50] = 0.5
+        return x
+
+
+class WritesIntoACopy(Net):
+    def before(self, x):
+        nn.functional.threshold(x.permute(0, 2, 3, 1).reshape(len(x), 64, 3), 0.5, 1, inplace=True)
+        return x
+
+
+class WritesOut(Net):
+    def before(self, x):
+        flat = x.reshape(len(x), -1)
+        torch.sub(flat, 0.5, out=flat)
+        return x
+
+
+class WritesWhereAViewWasTaken(Net):
+    def before(self, x):
+        flat = x.flatten(1)
+        x.mul_(0.5)
+        return flat.view(x.shape)
+
+
+READERS = [
+    ReadsMemoryInOrder,
+    Resizes,
+    FillsMemoryInOrder,
+    AsksForStrides,
+    GoesByTheLayout,
+    ReadsByAnOperator,
+    ReadsBehindTheStem,
+    ReadsInTorchScript,
+    DropsItsComplaint,
+    WritesIntoAView,
+    WritesIntoWhatItAskedFor,
+    WritesIntoPartOfAView,
+    WritesIntoACopy,
+    WritesOut,
+    WritesWhereAViewWasTaken,
+]
+
+
+@pytest.mark.parametrize("make", READERS)
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_first_pass_never_hangs_on_the_layout(make, wrap):
+    model = _net(make)
+    cam = LayerAblationCam(wrap(model), model.relu, parts="whole")
+    found = cam.explain(X.clone(), 1)
+    alone = [cam.explain(x.clone(), 1) for x in X.split(1)]  # a single image is never laid out
+    assert found.replay == "suffix"
+    torch.testing.assert_close(found.scores, torch.cat([one.scores for one in alone]))
+    torch.testing.assert_close(found.attributions, torch.cat([one.attributions for one in alone]))
+
+
+class AsMostDo(Net):
+    """It flattens, reshapes, and works in place elsewhere."""
+
+    def before(self, x):
+        x = x.to(torch.float32)
+        x -= 0.5
+        tokens = x.permute(0, 2, 3, 1).reshape(len(x), -1, 3)
+        moved = (tokens * 2).transpose(1, 2).reshape(x.shape).contiguous()
+        shift = moved.mean((2, 3), keepdim=True)
+        shift[:, 0] = 0
+        return nn.functional.relu(moved + shift, inplace=True)
+
+
+@NEEDS_ONEDNN
+@pytest.mark.parametrize("make", [Net, AsMostDo])
+def test_what_most_models_do_is_laid_out_in_a_single_pass(make):
+    model, strides = _net(make), []
+    model.stem.register_forward_pre_hook(lambda _, args: strides.append(args[0].numel()))
+    ClusteredLayerAblation(model, model.relu, n_clusters=2).attribute(X, 1)
+    assert strides == [X.numel()] * 2  # the second for the hook, which is not the library's
+
+
+@NEEDS_ONEDNN
+def test_images_that_came_channels_last_stay_so():
+    model = _net(GoesByTheLayout)
+    x = X.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain = model(x)[:, 1]
+    found = LayerAblationCam(model, model.relu).explain(x, 1)
+    torch.testing.assert_close(found.scores, plain)

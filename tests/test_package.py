@@ -307,7 +307,7 @@ PRIVATE = {
     "_global_forward_hooks_with_kwargs": "engine.capture",
     "_NormBase": "engine.capture",
     "_DropoutNd": "engine.capture",
-    "torch._C": "engine.replay",
+    "torch._C": ("_borrow", "_layout", "engine.replay"),
     "captum._utils": "explainers.base",
 }
 

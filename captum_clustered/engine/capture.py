@@ -12,7 +12,8 @@ everything kept.
 
 On the CPU, several images pass through the prefix channels-last, which saves a tenth to a third of
 the time, because convolutions read and write that form anyway. At the layer the values are laid out
-as usual again. The part after the layer, and the caller, see no difference.
+as usual again. The part after the layer, and the caller, see no difference. A model whose answer
+may hang on the layout is stopped where that shows, and runs again as it is.
 
 Private parts of PyTorch: `Tensor._is_view`, which tells views from tensors that own their memory,
 the base classes of its norm and dropout layers, `_NormBase` and `_DropoutNd`, and
@@ -40,6 +41,7 @@ from torch.nn.modules.module import (
 )
 
 from captum_clustered._copies import tolerance
+from captum_clustered._layout import LayoutMatters, Overheard, channels_last, unheard
 from captum_clustered.engine.calls import Call, LayerIO, tensors_in, versions
 from captum_clustered.engine.effects import Held, effects, held
 from captum_clustered.engine.model import Model
@@ -147,35 +149,18 @@ def _captured(
     model: Model, io: LayerIO, target: Tensor | None, whole: bool, lay_out: bool
 ) -> FirstPass:
     if lay_out and not torch.is_grad_enabled():
-        laid = _channels_last(model.args)
+        laid = [channels_last(arg) if isinstance(arg, Tensor) else arg for arg in model.args]
         if any(map(operator.is_not, laid, model.args)):
+            args = tuple(map(_own, laid, model.args))
             # a model may refuse the layout with an error of its own; any other comes again
-            with suppress(Exception):
-                return _run(model, io, target, whole, laid, lay_out=True)
+            with suppress(Exception, LayoutMatters):
+                return _run(model, io, target, whole, args, Overheard())
     return _run(model, io, target, whole, model.fresh())
 
 
-def _channels_last(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copies of the arguments, those with several images laid out channels-last, if it pays.
-
-    For a single image it costs what it saves, because oneDNN lays the weights out anew in each
-    call. Double precision is computed without oneDNN, and is slower in this layout.
-    """
-    precisions = (torch.float32, torch.bfloat16, torch.float16)
-
-    def pays(arg: Any) -> bool:
-        if not isinstance(arg, Tensor) or not _is_dense(arg) or arg.device.type != "cpu":
-            return False
-        return arg.ndim == 4 and len(arg) > 1 and arg.dtype in precisions
-
-    if not torch.backends.mkldnn.is_available() or not any(map(pays, args)):
-        return args
-    return tuple(
-        arg.clone(memory_format=torch.channels_last if pays(arg) else torch.preserve_format)
-        if isinstance(arg, Tensor)
-        else arg
-        for arg in args
-    )
+def _own(laid: Any, arg: Any) -> Any:
+    """An argument that the model may write into."""
+    return laid.clone() if laid is arg and isinstance(arg, Tensor) else laid
 
 
 def _run(
@@ -184,17 +169,16 @@ def _run(
     target: Tensor | None,
     whole: bool,
     args: tuple[Any, ...],
-    *,
-    lay_out: bool = False,
+    overheard: Overheard | None = None,
 ) -> FirstPass:
-    """The first pass; with `lay_out`, channels-last tensors get the usual layout at the layer."""
-    recorder = _Recorder(io, whole)
+    """The first pass; overheard, it gives channels-last tensors the usual layout at the layer."""
+    recorder = _Recorder(io, whole, overheard)
     activations: list[list[Tensor]] = []
     rectified: list[bool] = []
 
     def keep(tensors: list[Tensor]) -> list[Tensor] | None:
         rectified.extend(map(recorder.is_rectified, tensors))
-        for tensor in tensors if lay_out else ():
+        for tensor in tensors if overheard else ():
             if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor._is_view():
                 tensor.data = tensor.contiguous()  # for everyone who holds it, unlike a copy
         # cloned, because an in-place operation further on may overwrite the original
@@ -203,9 +187,9 @@ def _run(
 
     # the prefix is fixed before the model's own hooks run, the activations are read after them
     with recorder.active():
-        handle = io.hook(keep)
+        handle = io.hook(unheard(keep) if overheard else keep)
         try:
-            output = model.forward_func(*args)
+            output = model.forward_func(*args, within=overheard)
         finally:
             handle.remove()
     _check_layer(activations, model.n)
@@ -316,9 +300,10 @@ class _Recorder:
     After the layer it tells the :class:`captum_clustered.engine.sites.Follower` of the calls.
     """
 
-    def __init__(self, io: LayerIO, whole: bool) -> None:
+    def __init__(self, io: LayerIO, whole: bool, overheard: Overheard | None) -> None:
         self.io = io
         self.whole = whole
+        self.overheard = overheard
         self.prefix: list[Call] = []
         self.begun = False
         self.numbers: Counter[nn.Module] = Counter()
@@ -335,15 +320,18 @@ class _Recorder:
 
         def before(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == owner:
+                if self.overheard and isinstance(module, torch.jit.ScriptModule):
+                    raise LayoutMatters  # for all that is heard of it
                 self._before(module, args)
 
         def after(module: nn.Module, _: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() == owner:
                 self._after(module, kwargs, output)
 
+        hooks = (unheard(before), unheard(after)) if self.overheard else (before, after)
         handles = [
-            register_module_forward_hook(after, with_kwargs=True),
-            register_module_forward_pre_hook(before),
+            register_module_forward_hook(hooks[1], with_kwargs=True),
+            register_module_forward_pre_hook(hooks[0]),
         ]
         try:
             yield
