@@ -133,6 +133,7 @@ class Memory:
     Attributes:
         known (dict[int, Any]): All that was found, by `id`; it is kept alive, so that no `id` is
             used again.
+        met (set[int]): Modules that were met in a pass, which may have made them, by `id`.
         lazy (bool): Whether a parameter has no shape yet.
         compiled (bool): Whether a part of the model is compiled.
         opaque (bool): Whether there was something to look into that nobody can.
@@ -141,6 +142,7 @@ class Memory:
 
     def __init__(self, *, stores: bool = False) -> None:
         self.known: dict[int, Any] = {}
+        self.met: set[int] = set()
         self.lazy = self.compiled = self.opaque = False
         self._stores = stores
         self._dicts: list[dict[Any, Any]] = []
@@ -434,9 +436,8 @@ class Memory:
         return set(map(id, (*found, *_global_hooks())))
 
     def _has_new(self, value: Any, kinds: type | tuple[type, ...]) -> bool:
-        return any(
-            isinstance(part, kinds) and id(part) not in self.known for part in parts_of(value)
-        )
+        new = (part for part in parts_of(value) if isinstance(part, kinds))
+        return any(id(part) not in self.known or id(part) in self.met for part in new)
 
     def put_back_tensors(self) -> bool:
         """Puts back only those containers in which there are new tensors.

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -26,7 +27,7 @@ from captum_clustered._state import Memory
 from captum_clustered.evaluation.judging import begin
 from captum_clustered.layers import find_target_layer
 from captum_clustered.methods import METHODS, make
-from captum_clustered.metrics import confidences, deletion, infidelity, insertion
+from captum_clustered.metrics import confidences, deletion, infidelity, insertion, sensitivity_max
 from captum_clustered.models import prepared
 from stateful_models import (
     BUILDS,
@@ -131,6 +132,33 @@ def test_every_metric_leaves_the_model_as_it_was(kind):
         first, again = (metric(model, X, heat, 1) for _ in range(2))
         pair = (first, again) if metric is infidelity else (first.scores, again.scores)
         assert torch.equal(*pair)
+    _assert_as_it_was(model, like)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+def test_sensitivity_explains_the_model_as_it_was_each_time(kind, hidden):
+    model, like = _model(kind)
+
+    def fresh(x, target):
+        one = copy.deepcopy(like)
+        return LayerGradCam(one, one.a).attribute(x, target)
+
+    cam = LayerGradCam(model, model.a)
+    explain = functools.partial(lambda cams, *args: cams[0].attribute(*args), [cam])
+    found = sensitivity_max(
+        (lambda x, target: explain(x, target)) if hidden else cam.attribute,
+        X,
+        1,
+        perturb_radius=0.3,
+        n_perturb_samples=3,
+        max_examples_per_batch=2,
+    )
+    right = sensitivity_max(
+        fresh, X, 1, perturb_radius=0.3, n_perturb_samples=3, max_examples_per_batch=2
+    )
+    torch.testing.assert_close(found, right)
     _assert_as_it_was(model, like)
 
 

@@ -11,6 +11,7 @@ Called directly, Captum's functions go wrong with such maps:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
-from captum_clustered._borrow import lent_to
+from captum_clustered._borrow import lent, lent_to
 from captum_clustered._checks import check_int
 from captum_clustered._copies import Parted
 from captum_clustered.metrics.maps import Interpolation, resize
@@ -154,7 +155,7 @@ def sensitivity_max(
 
     This is `captum.metrics.sensitivity_max` (Yeh et al. 2019). If the method draws random numbers,
     seed them, or the result means little. If the method clusters, the result jumps where a map
-    changes its group.
+    changes its group. Each call of the method finds the model as it was, and so do you afterwards.
 
     Args:
         explain (callable): The method, called as ``explain(inputs, target=target, **kwargs)``, such
@@ -203,23 +204,28 @@ def sensitivity_max(
     if target is not None:
         kwargs["target"] = target
 
-    def as_tuple(given: Tensor | tuple[Tensor, ...], **arguments: Any) -> tuple[Tensor, ...]:
-        if isinstance(given, tuple) and len(given) == 1:
-            given = given[0]
-        found = explain(given, **arguments)
-        maps = found if isinstance(found, tuple) else (found,)
-        return tuple(heat.detach().contiguous() for heat in maps)
+    with lent(functools.partial(_explained, explain), *kwargs.values()) as run:
+        return captum_metrics.sensitivity_max(  # type: ignore[no-any-return]
+            lambda given, **arguments: run(given, arguments),
+            inputs,
+            perturb_func or _uniform_noise(seed, tensors),
+            perturb_radius=perturb_radius,
+            n_perturb_samples=n_perturb_samples,
+            norm_ord=norm_ord,
+            max_examples_per_batch=_at_a_time(
+                tensors[0], n_perturb_samples, max_examples_per_batch
+            ),
+            **kwargs,
+        )
 
-    return captum_metrics.sensitivity_max(  # type: ignore[no-any-return]
-        as_tuple,
-        inputs,
-        perturb_func or _uniform_noise(seed, tensors),
-        perturb_radius=perturb_radius,
-        n_perturb_samples=n_perturb_samples,
-        norm_ord=norm_ord,
-        max_examples_per_batch=_at_a_time(tensors[0], n_perturb_samples, max_examples_per_batch),
-        **kwargs,
-    )
+
+def _explained(explain: Callable[..., Any], given: Any, arguments: dict[str, Any]) -> Any:
+    """The maps as a tuple, which is what Captum takes."""
+    if isinstance(given, tuple) and len(given) == 1:
+        given = given[0]
+    found = explain(given, **arguments)
+    maps = found if isinstance(found, tuple) else (found,)
+    return tuple(heat.detach().contiguous() for heat in maps)
 
 
 def _at_a_time(image: Tensor, samples: int, given: int | None) -> int:
