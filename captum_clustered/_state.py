@@ -5,9 +5,10 @@ dictionary, a counter, a hook, a whole new module. All of it hangs on the model'
 walk from there finds it. The containers are copied (not what is in them), and the values of tensors
 and arrays; parameters are only watched, because they are large and a pass does not write them.
 
-Private parts of PyTorch: `Tensor._version`, which counts the writes to a tensor, `_NormBase`, which
-all batch norms are, the hooks of a module, `_forward_hooks` and `_forward_pre_hooks`, and those
-that act on all modules, `_global_forward_hooks` and `_global_forward_pre_hooks`.
+Private parts of PyTorch: `Tensor._version`, which counts the writes to a tensor, `_foreach_copy_`,
+which writes many at once, `_NormBase`, which all batch norms are, the hooks of a module,
+`_forward_hooks` and `_forward_pre_hooks`, and those that act on all modules,
+`_global_forward_hooks` and `_global_forward_pre_hooks`.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ class Memory:
                 continue
             known[id(tensor)] = tensor
             # batch norm writes its statistics uncounted, also where a model calls it as a function
-            counted = quiet and not (statistics and tensor.ndim and tensor.is_cpu)
+            counted = quiet and not (statistics and tensor.ndim)
             self._add_tensor(tensor, self._quiet if counted else self._values)
 
     def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
@@ -528,19 +529,24 @@ class _Lot:
         """Whether a write was counted."""
         return [*map(_writes, self.tensors)] != self.versions
 
+    def alike(self) -> bool:
+        """Whether shapes and types are as they were."""
+        same = [tensor.shape for tensor in self.tensors] == self.shapes
+        return same and {tensor.dtype for tensor in self.tensors} == {self.values.dtype}
+
     def differs(self) -> bool:
         """Whether a value, a shape or a type has changed; a NaN equals itself."""
-        if [tensor.shape for tensor in self.tensors] != self.shapes:
-            return True
-        if {tensor.dtype for tensor in self.tensors} != {self.values.dtype}:
+        if not self.alike():
             return True
         now = _joined(self.tensors)
         return not now.view(torch.uint8).equal(self.values.view(torch.uint8))
 
     def put_back(self) -> None:
         parts = self.values.split([shape.numel() for shape in self.shapes])
-        for tensor, shape, part in zip(self.tensors, self.shapes, parts, strict=True):
-            _write(tensor, part.view(shape))
+        values = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        if self.values.is_cpu or not (self.alike() and _written_at_once(self.tensors, values)):
+            for tensor, value in zip(self.tensors, values, strict=True):
+                _write(tensor, value)
         self.versions[:] = map(_writes, self.tensors)
 
 
@@ -602,6 +608,14 @@ def _writes(tensor: Tensor) -> int:
 def _joined(tensors: list[Tensor]) -> Tensor:
     flat = [tensor if tensor.ndim == 1 else tensor.reshape(-1) for tensor in tensors]
     return torch.cat(flat)
+
+
+def _written_at_once(tensors: list[Tensor], values: list[Tensor]) -> bool:
+    """Writes tensors in one operation, for batch norms are many; whether that could be done."""
+    with suppress(RuntimeError):  # one of them is expanded
+        torch._foreach_copy_([tensor.data for tensor in tensors], values)
+        return True
+    return False
 
 
 def _write(tensor: Tensor, value: Tensor) -> None:

@@ -294,6 +294,7 @@ PRIVATE = {
     "torch._dynamo": "_borrow",
     "_global_forward_hooks": "_state",
     "_global_forward_pre_hooks": "_state",
+    "_foreach_copy_": "_state",
     "_version": ("_state", "engine.calls"),
     "torch.utils._pytree": "engine.calls",
     "torch.utils._python_dispatch": ("_borrow", "_copies"),

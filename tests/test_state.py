@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_clustered import LayerAblationCam
+from captum_clustered import LayerAblationCam, _state
 from captum_clustered._borrow import lent
 from captum_clustered._state import Memory
 from captum_clustered.evaluation.judging import begin
@@ -300,6 +302,45 @@ def test_a_write_is_seen_and_taken_back(write, stored):
     assert model.norm.running_mean.tolist() == [0, 0]
     assert model.fold.weight.requires_grad
     assert model.fold.weight.grad is None
+
+
+class _Written(TorchDispatchMode):
+    """Notes the numbers of tensors that were written, operation by operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in ("aten::_foreach_copy_", "aten::copy_"):
+            self.counts.append(len(args[0]) if isinstance(args[0], list) else 1)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_nobody_can_write_is_not_written_at_once():
+    one = torch.zeros(1)
+    assert not _state._written_at_once([one, one.expand(3)], [torch.ones(1), torch.ones(3)])
+    assert _state._written_at_once([one, torch.ones(3)], [torch.ones(1), torch.ones(3)])
+    assert one == 1
+
+
+def test_statistics_on_an_accelerator_are_written_back_unread_at_once(monkeypatch):
+    monkeypatch.setattr(_state, "_PLAIN", (FakeTensor,))
+    norms = [torch.nn.BatchNorm2d(3) for _ in range(4)]
+    model = torch.nn.Sequential(*norms).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        for norm in norms:
+            norm.running_mean, norm.running_var = torch.zeros(3), torch.ones(3)
+        memory = Memory()
+        memory.add(model)
+        x, norm = torch.rand(2, 3, 4, 4), norms[0]
+        before = norm.running_mean._version
+        torch.nn.functional.batch_norm(x, norm.running_mean, norm.running_var, training=True)
+        assert norm.running_mean._version == before, "batch norm is counted by now"
+        assert memory.changed()
+        with _Written() as written:
+            memory.put_back()
+    assert written.counts == [8]
 
 
 def test_a_model_that_writes_nothing_is_put_back_once(monkeypatch):
