@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from benchmarks.programs import CHANNELS, SIZE, Program, Step, random_steps, sma
 from benchmarks.results import Row, reason
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.clustering import RandomGroups
+from captum_clustered.engine import rules
 from captum_clustered.shapley import Shapley
 
 __all__ = ["Case", "cases", "compare", "draw_case", "measure", "minimal", "totals"]
@@ -52,6 +54,7 @@ class Case:
         parts (str): ``"signed"`` or ``"whole"``.
         chunk (int or None): As `perturbations_per_eval`.
         dtype (torch.dtype): Of weights and inputs.
+        sums (bool): Whether sums behind the layer are taken apart however small they are.
     """
 
     seed: int
@@ -64,6 +67,7 @@ class Case:
     parts: Any
     chunk: int | None
     dtype: torch.dtype
+    sums: bool
 
 
 def draw_case(seed: int) -> Case:
@@ -80,6 +84,7 @@ def draw_case(seed: int) -> Case:
         parts=draw.choice(("signed", "signed", "whole")),
         chunk=draw.choice((None, None, 1, 2, 3)),
         dtype=draw.choice((torch.float64, torch.float64, torch.float64, torch.float32)),
+        sums=draw.random() < 0.8,
     )
 
 
@@ -94,7 +99,12 @@ def compare(case: Case) -> tuple[str, str]:
     torch.manual_seed(case.seed)
     model = Program(case.steps).to(case.dtype).eval()
     x = torch.randn(case.n, CHANNELS, SIZE, SIZE, dtype=case.dtype)
-    with torch.no_grad(), warnings.catch_warnings():
+    small = 0 if case.sums else rules.SMALL
+    with (
+        torch.no_grad(),
+        mock.patch.object(rules, "SMALL", small),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         try:
             plain = model(x.clone())

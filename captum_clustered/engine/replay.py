@@ -30,6 +30,7 @@ from captum_clustered.engine.calls import Call, LayerIO, Valueless, flatten
 from captum_clustered.engine.capture import FirstPass, capture
 from captum_clustered.engine.copies import Copied, Copies, steady
 from captum_clustered.engine.model import chunks
+from captum_clustered.engine.rules import Rules
 from captum_clustered.engine.switching import Ablation, Summed
 from captum_clustered.targets import plain, select
 
@@ -169,6 +170,7 @@ def _mapped(
     # there is no group -1: the first copy stays whole
     lots = chunks(range(-1, ablation.n_groups), how.chunk or fitting(ablation.nbytes, device))
     room = ablation.room(len(lots[0]))
+    rules = Rules(ablation.summands())
 
     def run(groups: range) -> Tensor:  # (len(groups), N)
         known, unflatten = flatten((outputs, first.model.fresh()))
@@ -182,13 +184,15 @@ def _mapped(
         def score(ablated: list[Tensor], known: list[Any]) -> Tensor:
             outputs, args = unflatten(known)
             hand_out(outputs)
-            handle = io.hook(lambda _: ablated)
+            handle = io.hook(lambda _: rules.follow(ablated))
             try:
-                return select(first.model.forward_func(*args), first.target)
+                with rules:
+                    return select(first.model.forward_func(*args), first.target)
             finally:
                 handle.remove()
 
         ablated = ablation.without(groups, room)
+        rules.start(groups, ablated)
         # cloned, in case the score is a view into memory that the next chunk writes over
         return torch.vmap(score, (0, dims), randomness="same")(ablated, known).clone()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_clustered._layout import fitting
+from captum_clustered.engine.linear import Summands
 
 if TYPE_CHECKING:
     from captum_clustered.clustering import Groups
@@ -107,7 +108,7 @@ class Ablation:
         moved = tuple(self._through(site, variant) for variant in self.variants[0])
         if site.output is None:
             return replace(self, activations=[site.activations], variants=[moved])
-        change = _changes(site.activations, self.labels[0], moved)  # (N, P, S)
+        change = _changes(site.activations, self.labels[0], moved, 1).flatten(2)  # (N, P, S)
         weight = site.module.get_parameter("weight").detach()
         return Summed(site.output, weight, change, self.labels[0], self.n_groups)
 
@@ -119,6 +120,27 @@ class Ablation:
         for module in site.between:
             variant = module(variant)
         return variant
+
+    def summands(self) -> list[Summands]:
+        """What linear maps of the copies need, for each tensor; empty where it takes too long.
+
+        That is on an accelerator, where to read the sizes of the groups means to wait.
+        """
+        if self.activations[0].device.type != "cpu":
+            return []
+        found = []
+        for activation, labels, variants, dim in zip(
+            self.activations, self.labels, self.variants, self.channel_dims, strict=True
+        ):
+            change = _changes(activation, labels, variants, dim)
+            if len(variants) > 1:  # what is taken as a whole is taken once
+                above, below = labels.chunk(2, dim=1)
+                below = below.masked_fill(_is_whole(labels), self.n_groups)
+                labels = torch.cat([above, below], 1)
+            found.append(
+                Summands.of(activation, change, labels, dim, self.n_groups, self.cumulative)
+            )
+        return found
 
     def float(self) -> Ablation:
         """The same ablation in float32."""
@@ -193,6 +215,10 @@ class Summed:
     def nbytes(self) -> int:
         """Bytes of one ablated copy."""
         return self.output.numel() * self.output.element_size()
+
+    def summands(self) -> list[Summands]:
+        """None, because the copies are sums already."""
+        return []
 
     def room(self, copies: int) -> list[Tensor]:
         """Memory for that many copies, `(copies, N, F)`."""
@@ -276,15 +302,17 @@ def _is_whole(labels: Tensor) -> Tensor:
     return above == below
 
 
-def _changes(activations: Tensor, labels: Tensor, variants: tuple[Tensor, ...]) -> Tensor:
-    """What the ablation of each part takes away, `(N, P, S)`."""
-    off = activations - variants[0]  # (N, C, …)
+def _changes(
+    activation: Tensor, labels: Tensor, variants: tuple[Tensor, ...], channel_dim: int
+) -> Tensor:
+    """What the ablation of each part takes away, with `P` in place of `C`."""
+    off = activation - variants[0]  # (N, …)
     if len(variants) == 1:
-        return off.reshape(*off.shape[:2], -1)
-    whole = _is_whole(labels).reshape(*off.shape[:2], *[1] * (off.ndim - 2))
-    above = torch.where(whole, off, activations - variants[1])
-    below = torch.where(whole, 0, activations - variants[2])
-    return torch.cat([above, below], 1).reshape(len(off), 2 * off.shape[1], -1)
+        return off
+    whole = _by_map(_is_whole(labels), activation, channel_dim)
+    above = torch.where(whole, off, activation - variants[1])
+    below = torch.where(whole, 0, activation - variants[2])
+    return torch.cat([above, below], channel_dim)
 
 
 def _switch_off(
