@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from typer.testing import CliRunner
 
 pytest.importorskip("jsonschema", reason="the extra benchmarks is not installed")
@@ -501,7 +502,45 @@ def test_images_are_counted_through_vmap_and_through_stubs():
 def test_the_floor_counts_what_lies_behind_the_layer():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 5)).eval()
     case = Case(model, torch.rand(2, 1, 2, 2), 0, TargetLayer(model[1], "1"), 3)
-    assert flops(case) == Flops(forward=2 * 2 * (4 * 3 + 3 * 5), behind=2 * 2 * 3 * 5)
+    behind = 2 * 2 * 3 * 5
+    assert flops(case) == Flops(2 * 2 * (4 * 3 + 3 * 5), behind, summed=behind)
+
+
+class Block(nn.Module):
+    """Two sums over the layer's maps, one of each map alone, and one of what follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 1)
+        self.one, self.other = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+        self.alone, self.last = nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        maps = functional.relu(self.layer(x))
+        return (self.last(self.one(maps) + self.other(maps)) + self.alone(maps)).mean((2, 3))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x):
+        tokens = self.layer(x)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "summed"),
+    [(Block(), (2, 1, 5, 5), 2 * 2 * 25 * 2 * 4 * 3), (Attention(), (2, 3, 4), 2 * 6 * 4 * 12)],
+)
+def test_the_floor_counts_sums_over_the_layers_maps_once(model, shape, summed):
+    model = model.eval()
+    case = Case(model, torch.rand(shape), 0, TargetLayer(model.layer, "layer"), 4)
+    found = flops(case)
+    assert found.summed == summed < found.behind
+    assert found.floor(3) == found.forward + 3 * (found.behind - summed) + summed
 
 
 # Equality before time

@@ -23,6 +23,7 @@ CASE = fuzz.Case(
     parts="whole",
     chunk=None,
     dtype=torch.float64,
+    sums=True,
 )
 
 # The smallest program of each fault that was found, what is explained, and the path that is taken.
