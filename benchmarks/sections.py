@@ -74,7 +74,8 @@ def _runtime(found: Mapping[str, Any]) -> list[str]:
         "of the rounds' ratios, with the quartiles in brackets. *Images* is the number of images "
         "that went through the first and through the last layer with weights. *Floor* is the time "
         "divided by that of the fewest operations possible: one forward pass, what sums "
-        "over the layer's maps behind it and, for each group, what else lies there. **\u2020** The time is extrapolated from a part of the "
+        "over the layer's maps behind it and, for each group, what else lies there. "
+        "**\u2020** The time is extrapolated from a part of the "
         "perturbations. **\u2260** The result is not that of the method it is named after (it "
         f"differs by more than {TOLERANCE:.0%} of the largest value), so the times cannot be "
         "compared.",
