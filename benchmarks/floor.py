@@ -19,7 +19,7 @@ __all__ = ["Flops", "flops"]
 
 _MAPWISE = (
     *(functional.batch_norm, functional.relu, functional.relu6, functional.gelu),
-    *(functional.silu, functional.hardswish),
+    *(functional.silu, functional.hardswish, functional.max_pool2d),
 )
 """Functions that make each map of that map alone."""
 
