@@ -164,7 +164,10 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "lite0, inner": Case("_blocks.15", limit=75),
         "lite0, robustness": Case(
             "auto",
-            (RECIPE, "refined-cam", BASE, "clustered-cam", "clustered-score-cam"),
+            (
+                *(RECIPE, "finer_layers-1", "finer_layers-0", "refined-cam", BASE),
+                *("clustered-cam", "clustered-score-cam"),
+            ),
             ("adcc", "sensitivity", "infidelity"),
             limit=30,
         ),
