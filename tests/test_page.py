@@ -298,6 +298,20 @@ def test_the_page_of_an_image_in_a_browser(browser, tmp_path, look):
     assert not problems
 
 
+def test_long_words_stay_on_a_narrow_telephone(browser, tmp_path):
+    path, word = tmp_path / "page.html", "ILSVRC2012_val_" + "0" * 60
+    switch = [(word, "a.html", True), (word, "b.html", False)]
+    page = image_page(
+        PICTURE, _levels(), 4, title=word, subtitle="", notes=[f"{word}.png also shows"],
+        pages=switch, layers=switch, classes=[ClassScore(0, word, 1.0, 0.5, True)],
+        settings={word: word},
+    )  # fmt: skip
+    path.write_text(page, encoding="utf-8")
+    page, problems = _opened(browser, path, viewport={"width": 320, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    assert not problems
+
+
 def test_a_volume_has_a_slice_at_a_time(browser, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 48, 2)).eval()
