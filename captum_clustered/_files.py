@@ -135,6 +135,17 @@ def first_line(error: BaseException) -> str:
     return f"{kind}: {text.splitlines()[0].rstrip('.')}" if text else kind
 
 
+def printable(text: str) -> str:
+    r"""A text in which characters that do not show, or steer a terminal, are written out.
+
+    Example::
+
+        >>> printable("a new\nline and a \x1b[31mcolour")
+        'a new\\nline and a \\x1b[31mcolour'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def place_of(error: BaseException) -> str | None:
     """Where an error was raised first: a file on the import path, and the line.
 

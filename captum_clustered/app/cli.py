@@ -407,7 +407,8 @@ def evaluate(
         )
         outcome = run(settings, lambda line: errors.report(line, "note"))
         if outcome is not None:
-            errors.say(summarize(outcome))
+            for line in summarize(outcome).splitlines():
+                errors.say(line)
             raise typer.Exit(errors.USER_ERROR if outcome.failed else 0)
 
 

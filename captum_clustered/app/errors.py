@@ -28,6 +28,7 @@ from typing import Any
 import typer
 
 import captum_clustered
+from captum_clustered._files import printable
 
 __all__ = [
     "USER_ERROR",
@@ -106,8 +107,9 @@ def _print(line: str, stream: Any) -> None:
     from tqdm import tqdm
 
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    # a file may have any name; a terminal that cannot show it must not stop the command
-    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    # a file may have any name, which must neither stop the command nor steer the terminal
+    shown = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+    tqdm.write(shown, file=stream)
 
 
 def one_line(error: BaseException) -> str:

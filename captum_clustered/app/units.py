@@ -14,12 +14,15 @@ from typing import Any
 __all__ = ["belongs_to", "read_record", "replaced", "unique_stems"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST = 120  # bytes of a stem; a file's name has 255, of which methods and layers need some
 
 
 def unique_stems(
     paths: Sequence[Path], is_free: Callable[[Path, str], bool] = lambda _path, _name: True
 ) -> Iterator[str]:
     """Names for the results of images: the file's stem, with a number if another file has it.
+
+    Of a stem that leaves no room for what is added to it only the beginning is taken.
 
     Args:
         paths (sequence of Path): The images.
@@ -34,7 +37,7 @@ def unique_stems(
         >>> list(unique_stems([Path("a/cat.png"), Path("b/Cat.jpg"), Path("cat-2.png")]))
         ['cat', 'Cat-3', 'cat-2']
     """
-    stems = [path.stem.removesuffix(".nii") for path in paths]  # of .nii.gz
+    stems = [_beginning(path.stem.removesuffix(".nii")) for path in paths]  # of .nii.gz
     taken = {stem.casefold() for stem in stems}  # some file systems do not tell Cat from cat
     seen: set[str] = set()
     for path, stem in zip(paths, stems, strict=True):
@@ -45,6 +48,12 @@ def unique_stems(
             name, number = f"{stem}-{number}", number + 1
         seen.add(name.casefold())
         yield name
+
+
+def _beginning(stem: str) -> str:
+    while len(os.fsencode(stem)) > _LONGEST:
+        stem = stem[:-1]
+    return stem
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

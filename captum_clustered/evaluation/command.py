@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_clustered._files import make_folder, whole, write_text
+from captum_clustered._files import make_folder, printable, whole, write_text
 from captum_clustered._pictures import counted
 from captum_clustered.evaluation import figures, pages, records, report, running
 from captum_clustered.evaluation.reading import read_table
@@ -57,7 +57,8 @@ def summarize(outcome: Outcome) -> str:
             f"; {counted(outcome.failed, 'image')} failed: rows.jsonl says why, and "
             "--retry-failed tries again"
         )
-        lines += [f"  {image}: {reason}" for image, reason in outcome.reasons[:_MOST_REASONS]]
+        reasons = outcome.reasons[:_MOST_REASONS]
+        lines += [printable(f"  {image}: {reason}") for image, reason in reasons]
     return "\n".join([*lines, *[f"  {path}" for path in outcome.files]])
 
 

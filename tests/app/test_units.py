@@ -152,6 +152,47 @@ def test_names_that_cannot_be_shown_do_not_stop_the_others(folder):
     assert shell.stdout.startswith("\\u732b.png: class (")
 
 
+def test_a_name_of_any_length_leaves_room_for_what_is_added_to_it(folder):
+    names = ["\u732b" * 83, "\u732b" * 83 + "x", "\u732b" * 39 + "xyz"]  # 249 bytes and more
+    for number, name in enumerate(names):
+        Image.new("RGB", (30, 40), (80 * number, 0, 0)).save(f"{name}.png")
+    files = [f"{name}.png" for name in names]
+    options = ["--method", "clustered-cam,grad-cam", "--target", "0,1", "--html", "--bare"]
+    result = explain(*files, "cat.png", *options)
+    assert result.exit_code == 0, result.output
+    stem = "\u732b" * 40
+    found = [_image_of(folder, own) for own in (stem, f"{stem}-2", names[2])]
+    assert found == files
+    assert (folder / "out/cat.json").is_file()
+    result = explain(*files, *options, "--resume")  # the names are found again
+    assert "3 images of 3 had been explained before" in result.stdout
+
+
+def test_a_name_does_not_steer_the_terminal(folder):
+    for name in ("new\nline.png", "\x1b[31mred.png", "\u202egnp.png"):
+        Image.new("RGB", (30, 40), "green").save(name)
+    result = explain("new\nline.png", "\x1b[31mred.png", "\u202egnp.png", "gone\n.png")
+    lines = result.stdout.splitlines()
+    begins = [line.partition(": ")[0] for line in lines]
+    assert begins == [r"new\nline.png", r"\x1b[31mred.png", r"\u202egnp.png"]
+    assert "\x1b" not in result.stderr.replace("\x1b[A", "")  # of the progress bar
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said_for_each_image(folder, monkeypatch):
+    real = Path.exists
+
+    def guarded(self, **named):
+        if self.suffix == ".json":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **named)
+
+    monkeypatch.setattr(Path, "exists", guarded)
+    result = explain("cat.png", "dog.png")
+    assert result.exit_code == 2, result.output
+    for name in ("cat", "dog"):
+        assert f"error: {name}.png: [Errno 13] Permission denied: 'out/" in result.stderr
+
+
 def test_a_file_that_may_not_be_read_does_not_stop_the_others(folder, monkeypatch):
     real = Path.open
 
