@@ -89,9 +89,10 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
 
     Grey values of any depth pass through the file's modality transformation (a rescaling or a
     table; DICOM PS3.3 C.11.1), then through its VOI transformation (the first window or table;
-    C.11.2). Of a multi-frame file those of the frame are taken. Without a window, values of 8 bits
-    keep their range, and deeper ones are scaled from their minimum to their maximum, without the
-    padding. MONOCHROME1 is inverted, so that larger is always brighter. YBR and palette colours
+    C.11.2). Of a multi-frame file those of the frame are taken. Without a window, unsigned values
+    of 8 bits, or of fewer bits than the file has room for, such as 12 in 16, keep the range that
+    these bits have; others are scaled from their minimum to their maximum, without the padding.
+    MONOCHROME1 is inverted, so that larger is always brighter. YBR and palette colours
     become RGB.
 
     Args:
@@ -111,7 +112,8 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     path = Path(path)
     dataset = _dataset(path)
     if "PixelData" not in dataset:
-        raise ValueError(f"image must have pixels; {path} is DICOM without any.")
+        what = "is DICOM without any" if dataset.preamble else "is no DICOM file, but for its name"
+        raise ValueError(f"image must have pixels; {path} {what}.")
     try:
         with _quiet():  # a value is read when it is asked for
             n_frames = int(dataset.get("NumberOfFrames") or 1)
@@ -209,7 +211,7 @@ def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
         with np.errstate(over="ignore"):
             low, high = pixels.apply_windowing(ends, view)
             gray = (pixels.apply_windowing(values, view) - low) / (high - low)
-    elif (limits := _limits_of_bytes(view)) is not None:
+    elif (limits := _limits(view)) is not None:
         gray = (values - limits[0]) / (limits[1] - limits[0])
     else:
         gray = _stretched(values, ~_is_padding(stored, dataset))
@@ -236,18 +238,19 @@ def _has_window(view: Any) -> bool:
     return width > 0
 
 
-def _limits_of_bytes(view: Any) -> tuple[float, float] | None:
-    """The smallest and the largest value that 8 bits can have behind the modality transformation.
+def _limits(view: Any) -> tuple[float, float] | None:
+    """The smallest and the largest value of the stored bits, behind the modality transformation.
 
-    None for other depths.
+    None where all bits of a deeper number are used, which says little.
     """
     if view.get("ModalityLUTSequence"):
         depth = int(view.ModalityLUTSequence[0].LUTDescriptor[2])
         return (0, 255) if depth == 8 else None
-    if int(view.BitsStored) != 8 or int(view.PixelRepresentation):
+    bits = int(view.BitsStored)
+    if int(view.PixelRepresentation) or not (bits == 8 or bits < int(view.BitsAllocated)):
         return None
     slope, intercept = float(view.RescaleSlope), float(view.RescaleIntercept)
-    low, high = sorted((intercept, intercept + 255 * slope))
+    low, high = sorted((intercept, intercept + (2**bits - 1) * slope))
     return low, high
 
 
@@ -261,7 +264,7 @@ def _is_padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
     return inside
 
 
-_ALWAYS = ("BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+_ALWAYS = ("BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 # of each, a frame's own replaces what the file says of all frames
 _MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType")
 _VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")

@@ -80,6 +80,24 @@ def test_deep_values_are_stretched_without_the_padding(tmp_path):
     np.testing.assert_array_equal(_gray(path), [[0, 0], [128, 255]])
 
 
+@pytest.mark.parametrize(("bits", "top"), [(10, 1023), (12, 4095), (14, 16383)])
+def test_bits_that_do_not_fill_their_number_keep_their_range(tmp_path, bits, top):
+    pixels = np.array([[0, top // 8], [top // 4, top // 2]], dtype=np.uint16)
+    found = _gray(_dicom(tmp_path / "a.dcm", pixels, bits=bits))
+    np.testing.assert_allclose(found, [[0, 32], [64, 127]], atol=0.6)
+    tags = {"RescaleSlope": "2", "RescaleIntercept": "-1024"}
+    np.testing.assert_array_equal(
+        _gray(_dicom(tmp_path / "b.dcm", pixels, bits=bits, **tags)), found
+    )
+
+
+def test_a_file_that_is_dicom_by_its_name_only_is_called_so(tmp_path):
+    (tmp_path / "a.dcm").write_text("PatientName: Nobody, and more words than a header has")
+    with pytest.raises(ValueError, match=r"a\.dcm is no DICOM file, but for its name\.") as caught:
+        read_dicom(tmp_path / "a.dcm")
+    assert "Nobody" not in str(caught.value)
+
+
 def test_windows_are_applied_after_the_rescaling(tmp_path):
     pixels = np.array([[0, 1000], [1050, 2000]], dtype=np.int16)
     path = _dicom(
