@@ -40,9 +40,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch each raise their own errors
-            # what torch says of a pickle advises to let the file run code
-            is_pickle = isinstance(error, pickle.UnpicklingError)
-            what = "UnpicklingError: it holds more than tensors" if is_pickle else first_line(error)
+            what = first_line(error)
+            if not _is_pickle(path):
+                what = "it is no such file"
+            elif isinstance(error, pickle.UnpicklingError):
+                # what torch says of a pickle advises to let the file run code
+                what = "it holds more than tensors"
             raise ValueError(
                 f"`checkpoint` must be a state dict that torch.load reads with weights_only=True; "
                 f"got {path} ({what}). Save `model.state_dict()`, not the model."
@@ -57,6 +60,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         what = f"a dict of {', '.join(keys[:5])}" if keys else f"a {type(state).__name__}"
         raise ValueError(f"`checkpoint` must hold a state dict; {path} holds {what}.")
     return dict(state)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as what `torch.save` writes does, now or in its older format."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK", b"\x80"))
 
 
 def _is_state(state: Mapping[Any, Any]) -> bool:

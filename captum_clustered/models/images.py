@@ -31,6 +31,7 @@ __all__ = [
     "pixel_scale",
     "probe",
     "read_image",
+    "read_mask",
     "read_picture",
 ]
 
@@ -98,10 +99,51 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         ValueError: If the file is missing, damaged or not an image.
     """
+    from PIL import Image
+
+    image = _opened(Path(path), "image")
+    if image.mode == "F":
+        raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats.")
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    return image.convert("RGB")
+
+
+def read_mask(path: str | Path) -> Image.Image:
+    """Reads where the object is: an image file that is not black there.
+
+    Args:
+        path (str or Path): The file. Any value but 0 counts, such as 1 in 16 bits, or a number that
+            is not whole; of several channels any. What is transparent is not the object.
+
+    Returns:
+        *PIL.Image.Image*: In mode ``"L"``, 255 on the object and 0 elsewhere.
+
+    Raises:
+        ValueError: If the file is missing, damaged or not an image.
+    """
+    from PIL import Image
+
+    image = _opened(Path(path), "mask")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):  # in which 0 is not black
+        image = image.convert("RGB")
+    inside = np.asarray(image) != 0  # (H, W) or (H, W, channels)
+    if inside.ndim == 3:
+        seen = inside[..., 3] if image.mode == "RGBA" else True
+        inside = inside[..., :3].any(-1) & seen
+    return Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
+
+
+def _opened(path: Path, what: str) -> Image.Image:
+    """An image as it is stored, but turned as the camera was held; `what` begins the messages."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    path = Path(path)
-    check_file("image", path)
+    check_file(what, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -111,19 +153,14 @@ def read_image(path: str | Path) -> Image.Image:
                 file.load()
                 image = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
-        raise ValueError(f"image must be in a format that Pillow reads; got {path}.") from error
+        raise ValueError(
+            f"{what} must be in a format that Pillow reads; got {path}. Save it as PNG or JPEG."
+        ) from error
     except Exception as error:  # a decoder may raise anything on a damaged file
-        raise ValueError(f"image {path} cannot be read: {first_line(error)}.") from error
-    if image.mode == "F":
-        raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats.")
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        raise ValueError(f"{what} {path} cannot be read: {first_line(error)}.") from error
     if frames > 1:
-        warnings.warn(f"{path} has {frames} frames; the first is taken", stacklevel=2)
-    if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    return image.convert("RGB")
+        warnings.warn(f"{path} has {frames} frames; the first is taken", stacklevel=3)
+    return image
 
 
 def example_of(paths: Sequence[Path]) -> np.ndarray | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_clustered._checks import check_choice, did_you_mean
-from captum_clustered._files import first_line, require
+from captum_clustered._files import first_line, place_of, require
 from captum_clustered.models.checkpoints import load_state, read_checkpoint, without_prefix
 
 if TYPE_CHECKING:
@@ -202,7 +202,8 @@ def _own(spec: str, weights: str, state: dict[str, Tensor] | None) -> LoadedMode
         try:
             made = made()
         except Exception as error:  # the user's code may raise anything
-            raise ValueError(f"`model` {spec!r} failed ({first_line(error)}).") from error
+            words = f"{first_line(error)}; {place_of(error)}"
+            raise ValueError(f"`model` {spec!r} failed ({words}).") from error
     pair = isinstance(made, tuple) and len(made) == 2
     model, transform = made if pair else (made, None)
     if not isinstance(model, nn.Module):

@@ -20,7 +20,7 @@ from captum_clustered.models import (
     read_image,
     resolve_target,
 )
-from captum_clustered.models.images import check_enlarged, crop_of
+from captum_clustered.models.images import check_enlarged, crop_of, read_mask
 
 OWN = """
 import torch
@@ -154,8 +154,8 @@ def test_own_model_may_be_an_instance(own):
     [
         ("Nett", r"must name something in module own_\w+; got 'own_\w+:Nett'. Close are: Net"),
         ("gives_text", r"returns an nn.Module or \(nn.Module, transform\); .* returned str"),
-        ("fails", r"failed \(RuntimeError: no such disk\)\.$"),
-        ("number", r"failed \(TypeError: 'int' object is not callable\)\.$"),
+        ("fails", r"failed \(RuntimeError: no such disk; own_\w+\.py:\d+\)\.$"),
+        ("number", r"failed \(TypeError: 'int' object is not callable; .*\)\.$"),
     ],
 )
 def test_own_model_that_is_none(own, attribute, message):
@@ -296,12 +296,13 @@ def test_checkpoint_that_cannot_be_read(own, tmp_path):
         load(f"{own}:Net", checkpoint=tmp_path / "gone.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(
-        ValueError, match=r"got .*text\.pth \(.*Save `model\.state_dict\(\)`"
+        ValueError, match=r"got .*text\.pth \(it is no such file\)\. Save `model\.state_dict\(\)`"
     ) as info:
         load(f"{own}:Net", checkpoint=tmp_path / "text.pth")
     assert "\n" not in str(info.value)
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")  # would run code when unpickled
-    with pytest.raises(ValueError, match=r"got .*whole\.pth \(UnpicklingError") as info:
+    words = r"got .*whole\.pth \(it holds more than tensors\)"
+    with pytest.raises(ValueError, match=words) as info:
         load(f"{own}:Net", checkpoint=tmp_path / "whole.pth")
     assert "False" not in str(info.value)  # nobody is told to let the file run code
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
@@ -335,6 +336,42 @@ def test_of_several_frames_the_first_is_taken_and_said(tmp_path, name):
     with pytest.warns(UserWarning, match=f"{name} has 2 frames; the first is taken"):
         found = read_image(tmp_path / name)
     assert found.getpixel((0, 0)) == (0, 0, 0)
+
+
+def _labels(kind):
+    """An image of 2 x 1 pixels whose second pixel is the object, as the kind writes it."""
+    if kind in ("uint16", "int32", "float32"):
+        # by Pillow's own scale these are grey levels of 65535, which all become 0
+        return Image.fromarray(np.array([[0, 1]], dtype=kind))
+    if kind in ("black and opaque", "transparent around"):
+        image = Image.new("RGBA", (2, 1), (0, 0, 0, 255 if kind == "black and opaque" else 0))
+        image.putpixel((1, 0), (9, 9, 9, 255))
+        return image
+    if kind == "a dark colour":
+        image = Image.new("RGB", (2, 1))
+        image.putpixel((1, 0), (0, 0, 4))  # as grey this is 0
+        return image
+    image = Image.new(kind, (2, 1))
+    if kind == "P":
+        image.putpalette([0, 0, 0, 128, 0, 0])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["1", "L", "P", "uint16", "int32", "float32", "black and opaque", "transparent around",
+     "a dark colour"],
+)  # fmt: skip
+def test_a_mask_is_what_is_not_black(tmp_path, kind):
+    _labels(kind).save(tmp_path / "mask.tiff")
+    found = read_mask(tmp_path / "mask.tiff")
+    assert (found.mode, list(found.tobytes())) == ("L", [0, 255])
+
+
+def test_a_mask_that_is_missing_is_called_a_mask(tmp_path):
+    with pytest.raises(ValueError, match=r"^mask must be a file; got .*m\.png, which does not"):
+        read_mask(tmp_path / "m.png")
 
 
 def _resized(size, **more):
