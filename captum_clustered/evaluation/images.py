@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -16,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clustered.models.images import black_and_white, read_picture
+from captum_clustered.models.images import black_and_white, read_mask, read_picture
 from captum_clustered.models.loading import resolve_target
-from captum_clustered.models.medical import DICOM_SUFFIXES, is_volume
+from captum_clustered.models.medical import DICOM_SUFFIXES, is_dicom, is_volume
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,10 +39,14 @@ __all__ = [
 ]
 
 _SUFFIXES = {
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".bmp", ".gif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".jp2"),
+    *(".avif", ".heic", ".heif"),  # which Pillow may not read; then a line says so
     *DICOM_SUFFIXES,
 }
 _COLUMNS = ("path", "class", "case", "mask", "boxes")
+_KNOWN = {*_COLUMNS, ""}
+_WRITTEN_AS_FLOAT = re.compile(r"(?<=\d)\.0$")  # an index in a column that also has empty cells
 OBJECTS = ("inside", "not_given", "empty", "cut_off")
 """What became of an image's object: it is in the model's input; the data give none; its mask is
 black or its boxes have no pixel; the model's transform leaves nothing of it."""
@@ -198,13 +203,9 @@ def _is_image(path: Path) -> bool:
 
 
 def _in_table(table: Path) -> list[Item]:
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-        columns, rows = _columns_and_rows(table, text)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"`data` must be a CSV file in UTF-8; got {table} ({error}).") from error
-    items: dict[str, Item] = {}
-    for line, row in enumerate(rows, start=2):
+    columns, rows = _columns_and_rows(table, _text_of(table))
+    items: dict[Path, Item] = {}
+    for line, row in rows:
         if len(row) > len(columns) and any(cell.strip() for cell in row[len(columns) :]):
             raise ValueError(
                 f"`data` must have {len(columns)} fields in each line, as its head; line {line} "
@@ -213,19 +214,18 @@ def _in_table(table: Path) -> list[Item]:
         given = dict.fromkeys(columns, "") | {
             column: cell.strip() for column, cell in zip(columns, row, strict=False)
         }
-        if not any(given.values()):
-            continue  # an empty line
         name = given["path"]
-        if not name or name in items:
+        path = table.parent / name
+        if not name or path in items:
             what = f"{name} a second time" if name else "no path"
             raise ValueError(
                 f"`data` must name each image once; line {line} of {table} has {what}."
             )
         mask = given.get("mask")
-        items[name] = Item(
+        items[path] = Item(
             name=name,
-            path=table.parent / name,
-            label=given.get("class") or None,
+            path=path,
+            label=_WRITTEN_AS_FLOAT.sub("", given.get("class", "")) or None,
             case=given.get("case") or None,
             boxes=_boxes(given.get("boxes", ""), f"line {line} of {table}"),
             mask=table.parent / mask if mask else None,
@@ -233,24 +233,65 @@ def _in_table(table: Path) -> list[Item]:
     return list(items.values())
 
 
-def _columns_and_rows(table: Path, text: str) -> tuple[list[str], list[list[str]]]:
-    """Reads a table that has commas, semicolons or tabs between its fields."""
+def _text_of(table: Path) -> str:
+    """What a table says: in UTF-8, or in UTF-16 if it begins as a spreadsheet writes that."""
+    raw = table.read_bytes()
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"`data` must be a CSV file in UTF-8; line {line} of {table} has the byte "
+            f"0x{raw[error.start]:02x}, which is none of UTF-8. Save the table as UTF-8."
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(
+            f"`data` must be a CSV file; line {line} of {table} has a character with the code 0. "
+            "Save the table as text in UTF-8."
+        )
+    return text
+
+
+def _columns_and_rows(table: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Reads a table that has commas, semicolons or tabs between its fields.
+
+    Returns:
+        *tuple*: The columns, and each other row that is not empty with the number of its line.
+    """
     heads: list[list[str]] = []
+    unknown: list[str] = []
     for delimiter in (",", ";", "\t"):
-        head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)) or [[]]
-        columns = [column.strip().casefold() for column in head]
-        if "path" in columns and set(columns) <= {*_COLUMNS, ""}:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        try:
+            found = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+        except csv.Error as error:
+            raise ValueError(
+                f"`data` must be a CSV file; line {reader.line_num} of {table} cannot be read "
+                f"({error})."
+            ) from error
+        head, *rows = found or [(1, [])]
+        columns = [column.strip().casefold() for column in head[1]]
+        heads.append(head[1])
+        if "path" not in columns:
+            continue
+        unknown = [repr(column) for column in head[1] if column.strip().casefold() not in _KNOWN]
+        if not unknown:
             if len(set(columns) - {""}) < len([column for column in columns if column]):
                 raise ValueError(
                     f"`data` must have each column once; {table} has {', '.join(columns)}."
                 )
             return columns, rows
-        heads.append(head)
+        break
     most = sorted(heads, key=lambda head: -len(head))[0]
     shown = ", ".join(map(repr, most)) or "none"
+    remedy = "Rename the columns, and put commas between them."
+    if unknown:
+        remedy = f"Rename the columns {', '.join(unknown)}, or take them out."
     raise ValueError(
         f"`data` must have a column path, and may have {', '.join(_COLUMNS[1:])}; {table} has "
-        f"{shown}. Rename the columns, and put commas between them."
+        f"{shown}. {remedy}"
     )
 
 
@@ -446,6 +487,8 @@ def _mask_of_volume(item: Item, volume: np.ndarray) -> np.ndarray:
 
 def _read_mask(path: Path, frame: int) -> Any:
     """A mask; of a DICOM file with several frames the image's own."""
+    if not (is_dicom(path) or is_volume(path)):
+        return read_mask(path)
     picture = read_picture(path)
     if frame > 1 and picture.frames > 1:
         picture = read_picture(path, frame)

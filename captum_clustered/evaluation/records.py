@@ -446,7 +446,8 @@ def check_inputs(
 ) -> None:
     """Writes ``inputs.json``, unless a file of which there are rows has another content now.
 
-    A file is read only if its size or its time is not the one that is known.
+    A file is read only if its size or one of its times is not the one that is known. The time at
+    which it was last touched in any way cannot be set back, as that of the last change can.
 
     Args:
         folder (Path): Folder of the results.
@@ -489,14 +490,15 @@ def check_inputs(
 
 
 def _stamp(file: Path, known: Sequence[Any] | None) -> list[Any]:
-    """Size, time and digest of a file; None each if it cannot be read."""
+    """Size, time of the last change, digest and time of the last touch; None if unreadable."""
     try:
         status = file.stat()
-        if known is not None and list(known[:2]) == [status.st_size, status.st_mtime_ns]:
+        size, changed, touched = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        if known is not None and [*known[:2], *known[3:]] == [size, changed, touched]:
             return list(known)
-        return [status.st_size, status.st_mtime_ns, digest_of(file)]
+        return [size, changed, digest_of(file), touched]
     except OSError:
-        return [None, None, None]
+        return [None, None, None, None]
 
 
 # --- locks ----------------------------------------------------------------------------------------

@@ -218,7 +218,10 @@ def test_a_table_gives_class_case_boxes_and_mask(tmp_path):
     ("text", "words"),
     [
         ("file\na.png\n", "must have a column path, and may have class, case, mask, boxes; "),
-        ("path,klass\na.png,1\n", "has 'path', 'klass'. Rename the columns"),
+        ("path,klass\na.png,1\n", "has 'path', 'klass'. Rename the columns 'klass', or take them"),
+        ("path;class;patient\na.png;1;2\n", "'patient'. Rename the columns 'patient', or take"),
+        ("path\n./a.png\na.png\n", "line 3 of"),
+        ('path,case\n"a.png","one\ntwo"\n,3\n', "line 4 of"),
         ("pa\u200bth,class\na.png,1\n", "has 'pa\\u200bth', 'class'. Rename"),
         ("path|class\na.png|1\n", "has 'path|class'. Rename the columns, and put commas between"),
         ("path,Path\na.png,b.png\n", "must have each column once;"),
@@ -243,16 +246,33 @@ def test_a_table_that_is_wrong_is_refused(tmp_path, text, words):
         "Path, Class ,BOXES\nb.png,3,1 2 3 4\n",
         "path;class;boxes\nb.png;3;1 2 3 4\n",
         "path\tclass\tboxes\nb.png\t3\t1 2 3 4\n",
-        "\ufeffpath,class,boxes\n\nb.png,3,1 2 3 4\n\n",
+        "path,class,boxes\n\nb.png,3,1 2 3 4\n,,\n",
         "path,class,boxes,\nb.png,3,1 2 3 4,\n",
         "class,boxes,path\r\n3,1 2 3 4,b.png\r\n",
+        "\n \n\npath,class,boxes\nb.png,3.0,1 2 3 4\n",
     ],
 )
-def test_a_table_that_can_be_meant_only_one_way_is_read(tmp_path, text):
-    (tmp_path / "t.csv").write_bytes(text.encode())
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+def test_a_table_that_can_be_meant_only_one_way_is_read(tmp_path, text, encoding):
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
     (item,) = find_images(tmp_path / "t.csv")
     expected = Item("b.png", tmp_path / "b.png", "3", None, ((1.0, 2.0, 3.0, 4.0),))
     assert item == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"path,class\nm\xfcll.jpg,1\n", "line 2 of {} has the byte 0xfc, which is none of UTF-8"),
+        (b"path\na.png\nb\0.png\n", "line 3 of {} has a character with the code 0. Save"),
+        (b'path\n"' + b"a" * 200_000 + b'"\n', "{} cannot be read (field larger than"),
+    ],
+)
+def test_a_table_that_is_no_text_is_refused_by_line(tmp_path, raw, words):
+    table = tmp_path / "table.csv"
+    table.write_bytes(raw)
+    with pytest.raises(ValueError, match=re.escape(words.format(table))):
+        find_images(table)
 
 
 def test_a_class_that_is_not_known_is_found():
@@ -642,7 +662,13 @@ def test_a_file_whose_content_changed_is_noticed(tmp_path, monkeypatch):
         ValueError, match=r"`data` must be the files of .*; a\.png has another cont"
     ):
         records.check_inputs(out, inputs, rows)
+    status = image.stat()
+    image.write_bytes(b"other")  # as large as before, and then as old as before
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     mask.write_bytes(b"mask")
+    with pytest.raises(ValueError, match=r"of which .* has rows; a\.png has another content now"):
+        records.check_inputs(out, inputs, rows)
+    image.write_bytes(b"first")
     inputs["gone.png"][0].write_bytes(b"here")  # all its rows failed
     records.check_inputs(out, inputs, rows)
     (out / "inputs.json").write_text("{")
