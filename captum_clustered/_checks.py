@@ -112,9 +112,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
         >>> did_you_mean("fetures", ["features", "classifier"])
         ' Close are: features.'
+        >>> did_you_mean("GradCAM", ["grad-cam", "opti"])
+        ' Close are: grad-cam.'
     """
-    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=4, cutoff=0.5)
-    return f" Close are: {', '.join(close)}." if close else ""
+    known = {own.casefold(): own for own in names}
+    close = difflib.get_close_matches(name.casefold(), list(known), n=4, cutoff=0.5)
+    return f" Close are: {', '.join(known[own] for own in close)}." if close else ""
 
 
 def _finite(value: object) -> float | None:

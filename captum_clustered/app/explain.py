@@ -35,8 +35,10 @@ from captum_clustered.evaluation.images import image_files
 from captum_clustered.evaluation.job import find_methods, prepare_choices
 from captum_clustered.evaluation.plan import TOP, Choices
 from captum_clustered.evaluation.rows import AUTO, OWN, Variant, title_of
-from captum_clustered.evaluation.variants import AnyMethod, make_explainer, named, variants
+from captum_clustered.evaluation.variants import AnyMethod, as_maps, make_explainer, named, variants
 from captum_clustered.explainers.ablation import ClusteredLayerAblation
+from captum_clustered.explainers.base import LayerExplainer
+from captum_clustered.explainers.layered import LayeredCam
 from captum_clustered.explainers.results import Attribution, ClusteredAttribution
 from captum_clustered.heatmap import scaled
 from captum_clustered.methods import METHODS
@@ -44,6 +46,7 @@ from captum_clustered.models.images import Picture, read_picture
 from captum_clustered.models.medical import is_dicom
 from captum_clustered.models.prepared import Prepared, find_device
 from captum_clustered.page.image import ClassScore
+from captum_clustered.visualization import describe
 
 __all__ = [
     "Explained",
@@ -160,14 +163,14 @@ def _each(
 def _is_free(explainer: Explainer, path: Path, name: str) -> bool:
     """Whether the results of an image may have a name: no other image's files have it."""
     out = explainer.choices.out
-    records = [out / file for file in _records(explainer, name)]
-    if not any(record.exists() for record in records):
-        return True
     try:
+        records = [out / file for file in _records(explainer, name)]
+        if not any(record.exists() for record in records):
+            return True
         image, digest = name_of(path), digest_of(path)
+        free = all(belongs_to(record, image, digest) for record in records)
     except OSError:
-        return True  # nothing will be written
-    free = all(belongs_to(record, image, digest) for record in records)
+        return True  # nothing will be written, and the reason is said there
     if not free:
         report(f"{path}: {out} has results of another image under the name {name}", "note")
     return free
@@ -344,7 +347,12 @@ class Explanation:
     @property
     def notes(self) -> list[str]:
         """What one must know to read the maps."""
-        return [one.words(self.names) for one in self.alike]
+        wrong = [
+            f"{one.panel.title} of {self.names[one.target]}: {words}"
+            for one in self.found
+            if not one.panel.method.control and (words := describe(one.heatmap)) is not None
+        ]
+        return [*wrong, *(one.words(self.names) for one in self.alike)]
 
 
 def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explainer:
@@ -369,7 +377,7 @@ def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explaine
     methods = find_methods(choices.methods, METHODS)
     wanted = variants(choices, methods)
     prepared = prepare_choices(choices, images, find_device(choices.device))
-    targets = tuple(_target(prepared, word) for word in choices.targets)
+    targets = tuple(target for words in choices.targets for target in _targets(prepared, words))
     mask_fill = None if choices.mask_fill == OWN else prepared.fill(choices.mask_fill, "mask_fill")
     places = {_layer_names(prepared): prepared}
     for layer in choices.layers[1:]:
@@ -399,6 +407,17 @@ def prepare_explainer(choices: Choices, images: Sequence[Path] = ()) -> Explaine
             f"{', '.join(choices.methods)}."
         )
     return Explainer(choices, prepared, tuple(panels), targets)
+
+
+def _targets(prepared: Prepared, words: str) -> list[int | str]:
+    """The class of that name, which may have commas; else those between the commas."""
+    parts = [word.strip() for word in words.split(",")]
+    try:
+        return [_target(prepared, words)]
+    except ValueError:
+        if len(parts) == 1:
+            raise
+    return [_target(prepared, word) for word in parts]
 
 
 def _target(prepared: Prepared, word: str) -> int | str:
@@ -523,11 +542,14 @@ def _check_finite(x: Tensor, scores: Tensor) -> None:
 def _explained(explainer: Explainer, panel: Panel, x: Tensor, target: int) -> Explained:
     at_input = {"attribute_to_layer_input": True} if panel.prepared.layer.at_input else {}
     begin = time.perf_counter()
+    ours = isinstance(panel.explainer, (LayerExplainer, LayeredCam))
     with named(panel.method):
-        if hasattr(panel.explainer, "explain"):
+        if ours:
             result = panel.explainer.explain(x, target, **at_input)
         else:
-            result = Attribution(panel.explainer.attribute(x, target=target, **at_input))
+            found = panel.explainer.attribute(x, target=target, **at_input)
+    if not ours:
+        result = Attribution(as_maps(found, x, panel.variant.method))
     heat = spatial(result.attributions, x)
     record: dict[str, Any] = {
         "settings": own_settings_of(explainer, panel),

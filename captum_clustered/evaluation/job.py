@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered._files import require
+from captum_clustered._pictures import counted
 from captum_clustered.clustering import as_clusterer
 from captum_clustered.evaluation.images import (
     Item,
@@ -38,6 +39,8 @@ from captum_clustered.evaluation.rows import OWN, Grid, Variant
 from captum_clustered.evaluation.running import Task, Work
 from captum_clustered.evaluation.variants import (
     AnyMethod,
+    Outside,
+    as_maps,
     as_methods,
     make_explainer,
     named,
@@ -303,6 +306,8 @@ def _explain(
     def explain(images: Tensor, target: Tensor) -> Tensor:
         with named(method):
             heat = explainer.attribute(images, target=target, **at_input)
+        if isinstance(method, Outside):
+            return as_maps(heat, images, method.name)
         if not isinstance(heat, Tensor):
             raise ValueError(
                 f"`method` {variant.method} must give one heat map for each image; got "
@@ -445,7 +450,8 @@ def _notes(
     filled = _FILLED[config["settings"]["fill"]]
     threads = config["machine"]["threads"]
     notes = [
-        f"{len(items)} images; model {loaded.name} ({loaded.weights}), layer {compared['layer']}.",
+        f"{counted(len(items), 'image')}; model {loaded.name} ({loaded.weights}), layer "
+        f"{compared['layer']}.",
         f"Judged by the {compared['score']} score of {judged}; hidden pixels {filled}; "
         "maps are enlarged linearly and scaled from minimum to maximum.",
         f"The 95 % interval of a mean is a percentile bootstrap over {drawn}, that of a rate "

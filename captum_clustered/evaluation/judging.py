@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered._borrow import lent
+from captum_clustered._checks import did_you_mean
 from captum_clustered._files import first_line, place_of
 from captum_clustered.fills import Fill
 from captum_clustered.metrics.confidence import Confidences, confidences
@@ -285,6 +286,7 @@ def check_metrics(
         if name not in metrics:
             raise ValueError(
                 f"`metrics` must be among {', '.join(metrics)}, or module:callable; got {name}."
+                f"{did_you_mean(name, metrics)}"
             )
         if metrics[name].needs_object and not has_objects:
             raise ValueError(

@@ -8,8 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from captum_clustered._checks import did_you_mean
 from captum_clustered._files import first_line, place_of
+from captum_clustered._pictures import counted
 from captum_clustered.clustering import as_clusterer
 from captum_clustered.evaluation.rows import AUTO, OWN, Number, Variant
 from captum_clustered.weighting import as_weighting
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyMethod",
     "Outside",
+    "as_maps",
     "as_methods",
     "make_explainer",
     "named",
@@ -241,6 +247,11 @@ def make_explainer(
         )
     with named(method):
         made = method.factory(prepared.model, layer.layer, **chosen)
+    if not callable(getattr(made, "attribute", None)):
+        raise ValueError(
+            f"`method` {variant.method} must make something that has attribute(inputs, target), as "
+            f"Captum's methods have; got {type(made).__name__}. Wrap it in a class that has."
+        )
     if layer.at_input and not _takes(getattr(made, "attribute", None), _AT_INPUT):
         raise ValueError(
             f"`method` {variant.method} must take {_AT_INPUT} in `attribute` for this layer, since "
@@ -257,6 +268,42 @@ def _takes(function: Any, name: str) -> bool:
     except (TypeError, ValueError):  # some callables written in C have no signature
         return True
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def as_maps(found: Any, images: Tensor, method: str) -> Tensor:
+    """Brings what a method from outside returned into one form.
+
+    Args:
+        found (Tensor or array): One map for each image, `(N, 1, *spatial)` or `(N, *spatial)`, of
+            any size.
+        images (Tensor): `(N, C, *spatial)`.
+        method (str): The method's name, for the message.
+
+    Returns:
+        *Tensor*: `(N, 1, *spatial)`, detached.
+
+    Raises:
+        ValueError: If it is anything else.
+
+    Example::
+
+        >>> as_maps(np.ones((2, 7, 7)), torch.zeros(2, 3, 224, 224), "mine").shape
+        torch.Size([2, 1, 7, 7])
+    """
+    if isinstance(found, np.ndarray) and found.dtype.kind in "fiu":
+        found = torch.from_numpy(np.array(found, np.float32)).to(images.device)
+    if isinstance(found, Tensor):
+        maps = found.detach()
+        if maps.ndim == images.ndim - 1:
+            maps = maps.unsqueeze(1)
+        if maps.ndim == images.ndim and maps.shape[:2] == (len(images), 1):
+            return maps
+    axes = "H, W" if images.ndim == 4 else "D, H, W"
+    shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
+    raise ValueError(
+        f"`method` {method} must return a tensor (N, 1, {axes}) or (N, {axes}), one map for each "
+        f"image; got {type(found).__name__}{shape} for {counted(len(images), 'image')}."
+    )
 
 
 @contextmanager

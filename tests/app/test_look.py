@@ -9,7 +9,27 @@ from PIL import Image
 
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.app.alike import ALIKE, alike
+from captum_clustered.app.explain import _targets
 from command_line import explain, load_net, one_error
+
+
+def test_names_and_indices_may_stand_between_commas():
+    prepared = SimpleNamespace(target=_found_in(["hen", "crane, the bird", "cock"]), n_classes=3)
+    assert _targets(prepared, "crane, the bird") == [1]
+    assert _targets(prepared, "hen, 2,predicted,top:2") == [0, 2, "predicted", "top:2"]
+    with pytest.raises(ValueError, match="got nosuch"):
+        _targets(prepared, "hen, nosuch")
+
+
+def _found_in(names):
+    def target(word):
+        if word.isdecimal():
+            return int(word)
+        if word not in names:
+            raise ValueError(f"got {word}")
+        return names.index(word)
+
+    return target
 
 
 def test_several_classes_have_files_of_their_own(folder):

@@ -41,6 +41,73 @@ def test_every_method_of_the_registry_can_be_drawn(folder):
     assert set(json.loads((folder / "out/cat.json").read_text())["methods"]) == set(METHODS)
 
 
+OUTSIDE = """
+class Array:
+    shape = (1, 5, 6)
+
+    def __init__(self, model, layer):
+        pass
+
+    def attribute(self, inputs, target):
+        return inputs.new_ones(self.shape).numpy() * target
+
+
+class Nothing(Array):
+    def attribute(self, inputs, target):
+        return inputs.new_full((1, 1, 5, 6), float("nan"))
+
+
+class Two(Array):
+    shape = (2, 5, 6)
+
+
+class Called:
+    def __init__(self, model, layer):
+        pass
+
+    def __call__(self, inputs):
+        return inputs
+
+
+class ExplainsOtherwise(Array):
+    def explain(self, *arguments):
+        raise RuntimeError("of another library")
+"""
+
+
+def test_what_a_method_from_outside_returns_may_be_an_array(folder):
+    (folder / "outside.py").write_text(OUTSIDE)
+    methods = "outside:Array,outside:ExplainsOtherwise"
+    result = explain("cat.png", "--method", methods, "--target", "3")
+    assert result.exit_code == 0, result.output
+    found = np.load(folder / "out/cat.outside-Array.map.npy")
+    assert (found == 3).all()
+    assert found.shape == (5, 6)
+    words = "note: cat.png: outside:Array of class (3): flat map: the same value everywhere\n"
+    assert words in result.stderr
+
+
+def test_a_map_of_no_numbers_is_said(folder):
+    (folder / "outside.py").write_text(OUTSIDE)
+    result = explain("cat.png", "--method", "outside:Nothing,grad-cam,fake-cam", "--target", "3")
+    assert result.exit_code == 0, result.output
+    words = "note: cat.png: outside:Nothing of class (3): no map: every value is NaN\n"
+    assert words in result.stderr
+    assert "fake-cam" not in result.stderr  # a control is flat on purpose
+
+
+def test_what_a_method_from_outside_must_be_is_said(folder):
+    (folder / "outside.py").write_text(OUTSIDE)
+    for name, words in (
+        ("Two", "must return a tensor (N, 1, H, W) or (N, H, W), one map for each image; got "
+         "Tensor of shape (2, 5, 6) for 1 image."),
+        ("Called", "must make something that has attribute(inputs, target), as Captum's methods "
+         "have; got Called. Wrap it in a class that has."),
+    ):  # fmt: skip
+        line = one_error(explain("cat.png", "--method", f"outside:{name}"))
+        assert line.removeprefix("cat.png: ") == f"`method` outside:{name} {words}"
+
+
 def test_variants_of_one_method_have_files_of_their_own(folder):
     options = ["--clusters", "2,3", "--weighting", "drop", "--method", "clustered-cam,grad-cam"]
     assert explain("cat.png", *options).exit_code == 0
