@@ -184,9 +184,9 @@ _Data = Annotated[
     Path,
     typer.Option(
         metavar="DIR|CSV",
-        help="A folder of images, DICOM files or volumes, one with a folder for each class, or a "
-        "CSV file with the columns path and, if known, class, case, mask, boxes (x0 y0 x1 y1; "
-        "...).",
+        help="An image, a folder of images, DICOM files or volumes, one with a folder for each "
+        "class, or a CSV file with the columns path and, if known, class, case, mask, boxes (x0 y0 "
+        "x1 y1; ...).",
     ),
 ]
 _Metric = Annotated[

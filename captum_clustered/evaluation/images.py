@@ -108,7 +108,7 @@ def find_images(data: Path, limit: int | None = None, apart: Path | None = None)
     Args:
         data (Path): One of
 
-            - a folder of images;
+            - an image, or a folder of images;
             - a folder with a folder for each class, as torchvision's `ImageFolder` wants it;
             - a CSV file with a column ``path`` (relative to the file) and, where known, ``class``
               (an index or a name), ``case`` (images of one case are not independent), ``mask`` (an
@@ -126,11 +126,13 @@ def find_images(data: Path, limit: int | None = None, apart: Path | None = None)
     """
     if data.is_dir():
         items = _in_folder(data, apart)
+    elif _is_image(data):
+        items = [Item(data.name, data)]
     elif data.is_file():
         items = _in_table(data)
     else:
         raise ValueError(
-            f"`data` must be a folder or a CSV file; got {data}, which does not exist."
+            f"`data` must be a folder, an image or a CSV file; got {data}, which does not exist."
         )
     if not items:
         raise ValueError(f"`data` must have images; got none in {data}.")

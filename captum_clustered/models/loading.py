@@ -221,7 +221,7 @@ def import_object(argument: str, spec: str) -> Any:
 
     Args:
         argument (str): The argument that it was given for; it begins the error message.
-        spec (str): A module and a name in it, which may be dotted.
+        spec (str): A module, also as the name of its file, and a name in it, which may be dotted.
 
     Returns:
         *Any*: The object.
@@ -235,6 +235,7 @@ def import_object(argument: str, spec: str) -> Any:
         'LayerGradCam'
     """
     path, _, name = spec.partition(":")
+    path = path.removesuffix(".py")  # a file in the working directory
     try:
         found: Any = importlib.import_module(path)
     except Exception as error:  # the user's code may raise anything

@@ -602,7 +602,7 @@ def test_if_every_image_fails_the_command_does(folder):
             "`score` must be identity for a model that returns probabilities; got softmax.",
         ),
         (["--layer", "fetures"], "`layer` must be the name of a module in the model"),
-        (["--data", "gone"], "`data` must be a folder or a CSV file; got gone"),
+        (["--data", "gone"], "`data` must be a folder, an image or a CSV file; got gone"),
         (["--out", "evaluated_nets.py"], "`out` must be a folder; got evaluated_nets.py"),
         (["--device", "tpu"], "`device` must be one of auto, cpu, cuda"),
     ],

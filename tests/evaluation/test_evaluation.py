@@ -275,6 +275,15 @@ def test_a_table_that_is_no_text_is_refused_by_line(tmp_path, raw, words):
         find_images(table)
 
 
+def test_the_data_may_be_one_image(tmp_path):
+    picture(tmp_path / "a.PNG", (3, 3))
+    assert find_images(tmp_path / "a.PNG") == [Item("a.PNG", tmp_path / "a.PNG")]
+    with pytest.raises(
+        ValueError, match=r"must be a folder, an image or a CSV file; got .*, which"
+    ):
+        find_images(tmp_path / "b.png")
+
+
 def test_a_class_that_is_not_known_is_found():
     items = [Item("a", Path(), "cat"), Item("b", Path()), Item("c", Path(), "1")]
     assert unknown_class(items, 2, ["Cat", "dog"]) is None

@@ -145,6 +145,10 @@ def test_display_of_an_unknown_normalisation_is_stretched(own):
     assert shown[-1, -1, -1] == 1
 
 
+def test_own_model_may_be_named_by_its_file(own):
+    assert type(load(f"{own}.py:Net").model).__name__ == "Net"
+
+
 def test_own_model_may_be_an_instance(own):
     assert isinstance(load(f"{own}:instance").model, nn.Sequential)
 
