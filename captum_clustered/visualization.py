@@ -101,8 +101,8 @@ def groups(
     own_size = _size_of_maps(result)
     found = by_drop(result.groups(example))
     shown = found[:n]
-    columns = min(4, max(1, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
+    rows = max(1, -(-len(shown) // 4))
+    columns = max(1, -(-len(shown) // rows))  # full rows, as far as that goes
     picture = None if image is None else check_image(image)
     size = own_size if picture is None else picture.shape[:2]
 

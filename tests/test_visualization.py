@@ -260,6 +260,19 @@ def test_no_more_groups_than_asked_for():
     )
 
 
+@pytest.mark.parametrize(
+    ("shown", "rows", "columns"), [(1, 1, 1), (4, 1, 4), (5, 2, 3), (6, 2, 3), (7, 2, 4), (8, 2, 4)]
+)
+def test_groups_fill_their_rows(shown, rows, columns):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(9 * 16, 2)).eval()
+    cam = ClusteredLayerAblation(model, model[1], clusterer="every-map")
+    figure = groups(cam.explain(torch.rand(1, 3, 6, 6), target=0), n=shown)
+    assert len(figure.axes) == shown + 1
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert grid.get_geometry() == (rows, columns + 1)  # the bars have a column of their own
+
+
 def test_a_colour_map_that_matplotlib_does_not_know_is_refused():
     for draw in (
         lambda: overlay(GRAY, np.zeros(GRAY.shape[:2]), cmap="infreno"),
