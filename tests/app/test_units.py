@@ -128,6 +128,17 @@ def test_a_folder_stands_for_its_images(folder):
     assert line == "`images` must be files or folders of images; got none in empty."
 
 
+def test_pictures_that_pillow_may_not_read_are_not_left_out_in_silence(folder):
+    (folder / "photos").mkdir()
+    (folder / "photos/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.new("RGB", (30, 40), "green").save("photos/b.jfif", format="JPEG")
+    result = explain("photos")
+    assert result.exit_code == 2
+    words = "got photos/a.heic. Save it as PNG or JPEG.\n"
+    assert f"error: image must be in a format that Pillow reads; {words}" in result.stderr
+    assert result.stdout.startswith("photos/b.jfif: ")
+
+
 def test_names_that_cannot_be_shown_do_not_stop_the_others(folder):
     name = os.fsdecode(b"caf\xe9.png")  # not UTF-8
     try:

@@ -406,6 +406,19 @@ def test_methods_and_metrics_from_outside(folder):
     assert ">evaluated_nets:brightness</button>" in page
 
 
+def test_maps_from_outside_may_be_arrays_without_a_channel(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    (folder / "arrays.py").write_text(
+        "class Flat:\n"
+        "    def __init__(self, model, layer):\n        pass\n"
+        "    def attribute(self, inputs, target):\n"
+        "        return inputs.mean(1).numpy()\n"
+    )
+    result = evaluate("--method", "arrays:Flat", "--no-controls", "--limit", 2, "--html")
+    assert result.exit_code == 0, result.output
+    assert [row["status"] for row in numbers("out")] == ["ok", "ok"]
+
+
 def test_what_is_wrong_from_outside_names_itself(folder):
     Image.new("RGB", (40, 30), (220, 220, 220)).save("images/b.png")
     result = evaluate(
