@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
@@ -133,6 +134,18 @@ def first_line(error: BaseException) -> str:
     text = str(error).strip()
     kind = type(error).__name__
     return f"{kind}: {text.splitlines()[0].rstrip('.')}" if text else kind
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or its cause, says that there is no room for what is written.
+
+    Example::
+
+        >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError("gone"))
+        (True, False)
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(isinstance(one, OSError) and one.errno in full for one in (error, error.__cause__))
 
 
 def printable(text: str) -> str:

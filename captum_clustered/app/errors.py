@@ -28,7 +28,7 @@ from typing import Any
 import typer
 
 import captum_clustered
-from captum_clustered._files import printable
+from captum_clustered._files import is_full, printable
 
 __all__ = [
     "USER_ERROR",
@@ -115,6 +115,8 @@ def _print(line: str, stream: Any) -> None:
 def one_line(error: BaseException) -> str:
     """The message of an error in one line, or the error's type if it has none."""
     text = " ".join(str(error).split())
+    if is_full(error) and "room" not in text:
+        text += ". Make room, and start the same command again."
     return text or type(error).__name__
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clustered._files import digest_of, make_folder, require
+from captum_clustered._files import digest_of, is_full, make_folder, require
 from captum_clustered._pictures import check_look, counted
 from captum_clustered.app.alike import Alike, alike
 from captum_clustered.app.errors import USER_ERROR, is_the_users, one_line, report, say
@@ -147,6 +147,8 @@ def _each(
                     bar.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
                 line = one_line(error) if users else f"{type(error).__name__}: {one_line(error)}"
                 report(line if str(path) in line else f"{path}: {line}")
+                if is_full(error):  # so it is for the other images
+                    break
             else:
                 page = f" and {out / stem}.html" if output.html else ""
                 words = [explanation.title, *explanation.groups, *explanation.place]

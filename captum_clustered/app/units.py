@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -11,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from captum_clustered._files import is_full
+
 __all__ = ["belongs_to", "read_record", "replaced", "unique_stems"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST = 120  # bytes of a stem; a file's name has 255, of which methods and layers need some
 
 
@@ -103,7 +103,7 @@ def replaced(out: Path, stem: str) -> Iterator[Path]:
         for file in sorted(part.iterdir(), key=lambda path: path.name == last):
             os.replace(file, out / file.name)
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         raise OSError(
             f"{out} cannot be written ({error.strerror}). The results before this one are safe; "

@@ -175,3 +175,10 @@ def test_debug_prints_the_traceback_too(folder):
         assert "Traceback" not in plain.stderr
         assert "Traceback (most recent call last)" in debug.stderr
         assert debug.stderr.endswith(plain.stderr)
+
+
+def test_a_full_disk_has_a_remedy():
+    full = OSError(28, "No space left on device", "out/config.json")
+    line = errors.one_line(full)
+    assert line.startswith("[Errno 28] No space left on device: 'out/config.json'. Make room, and")
+    assert errors.one_line(OSError(13, "Permission denied")) == "[Errno 13] Permission denied"

@@ -247,8 +247,9 @@ def test_a_full_disk_leaves_whole_units_only(folder, monkeypatch):
         save(file, array)
 
     monkeypatch.setattr(np, "save", full)
-    result = explain("cat.png", "dog.png")
+    result = explain("cat.png", "dog.png", "bird.png")
     assert result.exit_code == 2
+    assert "bird" not in result.output  # nor is there room for it
     assert "error: dog.png: out cannot be written (No space left on device). The" in result.stderr
     assert "make room, and start the same command again with --resume." in result.stderr
     names = {path.name for path in (folder / "out").iterdir()}
