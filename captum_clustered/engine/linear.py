@@ -128,7 +128,7 @@ class Summands:
         axes = torch.empty_strided((2, *change.shape[1:]), strides, device="meta")
         sizes = torch.stack([one.bincount(minlength=k + 1)[:k] for one in labels])  # (N, K)
         ends = functional.pad(sizes.cumsum(1), (1, 0))
-        taken = change.abs().movedim(dim, 1).flatten(2).sum(2)  # (N, P)
+        taken = change.abs().movedim(dim, 1).unsqueeze(-1).flatten(2).sum(2)  # (N, P)
         taken = taken.new_zeros(len(taken), k + 1).scatter_add_(1, labels, taken)[:, :k]
         if cumulative:
             taken = taken.cumsum(1)

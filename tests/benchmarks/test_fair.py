@@ -90,14 +90,11 @@ def test_every_method_and_control_has_its_numbers_before_and_after(made):
     assert str(made[0]) not in (made[0] / "out" / "fair.json").read_text()
 
 
-def test_the_recipe_is_the_refined_map_calibrated(made):
+def test_the_recipe_has_the_order_of_the_refined_map(made):
     recipe, refined = (row["metrics"] for row in _rows(made[0])[:2])
     for name in ("insertion", "deletion"):
         assert recipe[name]["mean"] == pytest.approx(refined[name]["mean"])
-    for name in ("adc", "ag", "area"):
-        assert recipe[name]["mean"] == pytest.approx(
-            refined[f"{name}_calibrated"]["mean"], abs=1e-3
-        )
+    assert recipe["area"]["mean"] != pytest.approx(refined["area"]["mean"], abs=0.1)
 
 
 def test_other_settings_move_either_the_order_or_the_values(made):
