@@ -368,10 +368,11 @@ _FAIR = {
     "adcc": "ADCC",
     "energy": "energy",
     "sensitivity": "sensitivity",
-    "infidelity": "infidelity",
+    "infidelity": "1000 infidelity",
     "insertion": "insertion",
     "deletion": "deletion",
 }
+_TIMES = {"infidelity": 1000}
 
 
 def _fair(found: Mapping[str, Any]) -> list[str]:
@@ -415,7 +416,9 @@ def _fair_title(row: Row) -> str:
 def _fair_less(row: Row, name: str) -> Mapping[str, Any]:
     less: Mapping[str, Any] = row["less_base"]
     found: Mapping[str, Any] = less.get(f"{name}_calibrated", less[name])
-    return found
+    if name not in _TIMES or found["mean"] is None:
+        return found
+    return {**found, **{key: _TIMES[name] * found[key] for key in ("mean", "low", "high")}}
 
 
 def _fair_line(row: Row, names: Sequence[str]) -> list[str]:
@@ -423,7 +426,8 @@ def _fair_line(row: Row, names: Sequence[str]) -> list[str]:
 
     def cell(name: str) -> str:
         pair = [metrics[key]["mean"] for key in (name, f"{name}_calibrated") if key in metrics]
-        return " → ".join("-" if mean is None else f"{mean:.1f}" for mean in pair)
+        times = _TIMES.get(name, 1)
+        return " → ".join("-" if mean is None else f"{times * mean:.1f}" for mean in pair)
 
     seconds = "" if row["seconds"] is None else _ms(row["seconds"])
     return [_fair_title(row), *map(cell, names), seconds, str(row["failed"])]
