@@ -54,7 +54,7 @@ def run_demo(out: Path) -> Iterator[str]:
         out (Path): The folder of the pictures; it is made if missing.
 
     Yields:
-        What was found, in words.
+        What was found, line by line.
 
     Raises:
         ImportError: If the packages of the model are missing.
@@ -70,7 +70,8 @@ def run_demo(out: Path) -> Iterator[str]:
         }
         for path, figure in figures.items():
             write_figure(path, figure)
-        yield "\n".join([_words(found), *[f"  {path}" for path in figures]])
+        yield from _words(found)
+        yield from (f"  {path}" for path in figures)
     yield f"Times are medians of {ROUNDS} runs on {prepared.device}."
 
 
@@ -127,9 +128,9 @@ def compare_methods(prepared: Prepared, name: str, image: Image.Image) -> Demo:
     )
 
 
-def _words(demo: Demo) -> str:
+def _words(demo: Demo) -> list[str]:
     counts = demo.result.counts()
     groups = int(demo.result.valid[0].sum())
     times = [f"  {method:<14}{1000 * s:6.0f} ms" for method, s in demo.seconds.items()]
     times[-1] += f"  ({groups} groups of {counts['maps']} maps, {counts['dead_maps']} of them dead)"
-    return "\n".join([f"{demo.name}: {demo.title}", *times])
+    return [f"{demo.name}: {demo.title}", *times]

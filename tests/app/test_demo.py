@@ -21,6 +21,7 @@ def test_demo(tmp_path):
     assert "flower.jpg: daisy (985), probability 0." in result.stdout
     assert result.stdout.count("Clustered-CAM") == result.stdout.count("Grad-CAM") == 2
     assert result.stdout.count("64 groups of 1280 maps") == 2
+    assert len(result.stdout.splitlines()) == 2 * 5 + 1
     for name in ("china.compare", "china.groups", "flower.compare", "flower.groups"):
         path = tmp_path / "pictures" / f"{name}.png"
         assert str(path) in result.stdout
