@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,7 @@ class Item:
         case (str or None): Which images belong together.
         boxes (tuple): `(x0, y0, x1, y1)` in pixels of the image, each.
         mask (Path or None): An image or a volume that is not 0 on the object.
+        line (int or None): The line of the table that names it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Item:
     case: str | None = None
     boxes: tuple[tuple[float, ...], ...] = ()
     mask: Path | None = None
+    line: int | None = field(default=None, compare=False)
 
     @property
     def has_object(self) -> bool:
@@ -231,6 +233,7 @@ def _in_table(table: Path) -> list[Item]:
             case=given.get("case") or None,
             boxes=_boxes(given.get("boxes", ""), f"line {line} of {table}"),
             mask=table.parent / mask if mask else None,
+            line=line,
         )
     return list(items.values())
 

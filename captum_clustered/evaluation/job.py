@@ -273,9 +273,11 @@ def _targets(
         return [index] * len(items), str(index)
     strange = unknown_class(items, prepared.n_classes, prepared.loaded.class_names)
     if None in labels and strange is not None:
+        where = "" if strange.line is None else f" in line {strange.line}"
         raise ValueError(
-            f"`target` given must have a class of the model for each image; {strange.name} has "
-            f"{strange.label!r}, which is no name and no index of its {prepared.n_classes} classes."
+            f"`target` given must have a class of the model for each image; {strange.name}{where} "
+            f"has {strange.label!r}, which is no name and no index of its {prepared.n_classes} "
+            "classes."
         )
     if None in labels:
         raise ValueError(
