@@ -216,8 +216,8 @@ class LayerCalibratedCam(LayerExplainer):
     The recipe has two steps:
 
     1. The map of the layer is refined by those of finer layers (:class:`LayeredCam`), which
-       improves the order of the pixels. A finer layer is the last one before with at least twice
-       as many pixels.
+       improves the order of the pixels. Each is the last layer before the one above it that has
+       at least twice as many pixels.
     2. Of a few rising curves, each image takes the one behind which the model is surest of the
        class (:func:`captum_clustered.calibration.calibrate`), which improves the scale of the
        values and leaves their order as it is.
@@ -235,8 +235,8 @@ class LayerCalibratedCam(LayerExplainer):
         layer (nn.Module): The last layer, as for Grad-CAM.
         device_ids (list[int], optional): Accepted as in Captum, but not needed. Default: None
         finer_layers (int, nn.Module or sequence of nn.Module, optional): How many finer layers are
-            looked for; or the layers themselves, the finest one last, whose maps lie on axis 1.
-            Default: 2
+            looked for; or the layers themselves, the finest one last, whose maps lie on axis 1; 0
+            or an empty list for none. Default: 2
         explainers (sequence of callables, optional): What makes the map of the layer, and what
             makes that of each finer layer: factories ``(forward_func, layer, **settings)`` with the
             settings `channel_dim` and `reshape_transform`, such as
@@ -301,7 +301,7 @@ class LayerCalibratedCam(LayerExplainer):
             finer_layers = [finer_layers]
         if isinstance(finer_layers, int):
             check_int("finer_layers", finer_layers, 0)
-        elif isinstance(finer_layers, str) or not all(
+        elif not isinstance(finer_layers, Sequence) or not all(
             isinstance(layer, nn.Module) for layer in finer_layers
         ):
             raise TypeError(
@@ -310,7 +310,7 @@ class LayerCalibratedCam(LayerExplainer):
             )
         check_number("floor", floor, at_least=0)
         check_number("smooth", smooth, at_least=0)
-        self.finer_layers = finer_layers
+        self.finer_layers = finer_layers if isinstance(finer_layers, int) else tuple(finer_layers)
         self.makers = (_GradCam, _HiResCam) if explainers is None else tuple(explainers)
         self.floor = floor
         self.smooth = smooth

@@ -249,6 +249,8 @@ def test_the_model_is_given_back(model):
             {"finer_layers": "layer3"},
             "`finer_layers` must be an int, or modules .* got 'layer3'",
         ),
+        ({"finer_layers": None}, "`finer_layers` must be an int, or modules .* got None. Pass"),
+        ({"finer_layers": 1.5}, "`finer_layers` must be an int, or modules .* got 1.5. Pass"),
         ({"n_steps": -1}, "`n_steps` must be an int >= 0"),
         ({"explainers": [LayerHiResCam]}, "`explainers` must be two callables"),
         ({"floor": -0.1}, "`floor` must be a number >= 0"),
