@@ -17,9 +17,19 @@ from torch import Tensor, nn
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered.clustering import as_clusterer, group
 from captum_clustered.explainers.results import ClusteredAttribution
-from captum_clustered.heatmap import ReshapeTransform, build
+from captum_clustered.fills import Fill, fill_image, masked
+from captum_clustered.heatmap import ReshapeTransform, build, enlarge, normalize
+from captum_clustered.targets import format_target, target_scores
+from captum_clustered.weighting import SHARES, by_map, sum_by_group
 
-__all__ = ["Asked", "Recipe", "by_place", "from_mean_token", "painted_with_signs"]
+__all__ = [
+    "Asked",
+    "Recipe",
+    "by_place",
+    "from_mean_token",
+    "masked_with_signs",
+    "painted_with_signs",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +44,7 @@ class Asked:
         channel_dim (int): The axis of the maps.
         reshape (callable or None): Turns tokens into maps.
         at_input (bool): Whether the maps are the layer's input.
+        fill (Fill): What replaces hidden pixels.
     """
 
     model: nn.Module
@@ -43,12 +54,19 @@ class Asked:
     channel_dim: int = 1
     reshape: ReshapeTransform | None = None
     at_input: bool = False
+    fill: Fill = 0.0
 
     def maps(self, value: Tensor) -> Tensor:
         """The layer's output, or its gradient, as maps `(N, C, *spatial)`."""
         return value.movedim(self.channel_dim, 1) if self.reshape is None else self.reshape(value)
 
     @torch.no_grad()
+    def output(self) -> Tensor:
+        """The layer's output, or its input."""
+        return LayerActivation(self.model, self.layer).attribute(
+            self.inputs, attribute_to_layer_input=self.at_input
+        )
+
     def tokens(self) -> tuple[Tensor, int]:
         """The tokens of the patches, `(N, P, C)`, and the number of tokens before them."""
         if self.reshape is None:
@@ -56,9 +74,7 @@ class Asked:
                 "`layer` must give tokens for groups of positions and for mean tokens; got one "
                 "without a `reshape_transform`. Leave these methods out."
             )
-        found = LayerActivation(self.model, self.layer).attribute(
-            self.inputs, attribute_to_layer_input=self.at_input
-        )
+        found = self.output()
         patches = self.maps(found).flatten(2).transpose(1, 2)
         return patches, found.shape[1] - patches.shape[1]
 
@@ -83,6 +99,8 @@ class Recipe(LayerAttribution):
         make (callable): From :class:`Asked` to the map.
         channel_dim (int, optional): The axis of the maps. Default: 1
         reshape_transform (callable, optional): Turns tokens into maps. Default: None
+        fill (float, Tensor or str, optional): What replaces hidden pixels, as for
+            :func:`captum_clustered.fills.fill_image`. Default: 0.0
 
     Example::
 
@@ -100,11 +118,13 @@ class Recipe(LayerAttribution):
         make: Callable[[Asked], Tensor],
         channel_dim: int = 1,
         reshape_transform: ReshapeTransform | None = None,
+        fill: Fill = 0.0,
     ) -> None:
         super().__init__(forward_func, layer)
         self.make = make
         self.channel_dim = channel_dim
         self.reshape = reshape_transform
+        self.fill = fill
 
     def attribute(
         self, inputs: Tensor, target: Tensor, *, attribute_to_layer_input: bool = False
@@ -119,6 +139,7 @@ class Recipe(LayerAttribution):
             self.channel_dim,
             self.reshape,
             attribute_to_layer_input,
+            self.fill,
         )
         return self.make(asked)
 
@@ -135,6 +156,32 @@ def painted_with_signs(asked: Asked, **settings: Any) -> Tensor:
     settings = {"weighting": "drop_per_map", **settings}
     found: Any = asked.explain(parts="whole", unpainted="ablate", **settings)
     return build(found.activations, found.channel_weights, relu=True, sum_maps=True)
+
+
+@torch.no_grad()
+def masked_with_signs(asked: Asked, n_clusters: int = 32) -> Tensor:
+    """Clustered Score-CAM of whole maps with their signs: as mask of a group the sum of its maps.
+
+    Maps of one group cancel where one is above zero and the other below.
+
+    Args:
+        asked (Asked): What is to be explained.
+        n_clusters (int, optional): Number of groups. Default: 32
+    """
+    maps = asked.maps(asked.output())  # (N, C, *spatial)
+    groups = group(as_clusterer("agglomerative", n_clusters), maps.flatten(2))
+    fill = fill_image(asked.fill, asked.inputs)
+    target = format_target(asked.target, len(maps))
+    scores = []
+    for joint in sum_by_group(maps, groups.labels, groups.n_groups).split(1, 1):  # (N, 1, *spatial)
+        mask = normalize(enlarge(joint, asked.inputs.shape[2:]))
+        output = asked.model(masked(asked.inputs, mask, fill))
+        flat = joint.flatten(1).amax(1) == joint.flatten(1).amin(1)  # no mask
+        score = target_scores(output, target, "log_odds")
+        scores.append(score.masked_fill(flat, -torch.inf))
+    shares = (torch.stack(scores, 1) / 0.5).softmax(1).nan_to_num(0)  # (N, K); NaN: all are flat
+    weights = SHARES["mass"](shares, groups.labels, maps)
+    return build(maps, by_map(weights, groups.labels), relu=True, sum_maps=True)
 
 
 def from_mean_token(asked: Asked, **settings: Any) -> Tensor:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from benchmarks.boxes import HALVES, half, read_table
 from benchmarks.faithfulness import by_method, conventions, difference, read
-from benchmarks.recipes import Recipe, by_place, from_mean_token, painted_with_signs
+from benchmarks.recipes import (
+    Recipe,
+    by_place,
+    from_mean_token,
+    masked_with_signs,
+    painted_with_signs,
+)
 from benchmarks.results import Row
 from captum_clustered import ClusteredLayerAblation
 from captum_clustered._checks import check_choice
@@ -61,6 +67,7 @@ _ADDED: Mapping[str, Any] = MappingProxyType(
         "ablation-cam-published": partial(
             Recipe, make=partial(painted_with_signs, clusterer="every-map", weighting="drop")
         ),
+        "clustered-score-cam-published": partial(Recipe, make=masked_with_signs),
         "clustered-cam-ablate": _own(
             "clustered-cam-ablate", "The class token is switched off, too", unpainted="ablate"
         ),
@@ -80,6 +87,7 @@ _COMMON = (
     "clustered-cam-whole",
     "clustered-cam-published",
     "clustered-score-cam",
+    "clustered-score-cam-published",
 )
 _SINGLE = ("ablation-cam", "ablation-cam-published")
 _TOKENS = ("clustered-cam-ablate", "clustered-cam-mean", "places", "places-drop")
@@ -91,7 +99,8 @@ WORDS = (
     "activation. "
     "`-whole` keeps maps whole and paints their magnitude, with drops that are shared equally.",
     "- `-published` is the published formula on whole maps: the drop times the map with its sign, "
-    "with 64 groups and drops per map, or each map alone.",
+    "with 64 groups and drops per map, or each map alone; of `clustered-score-cam`, 32 groups of whole "
+    "maps whose sums with their signs mask the image.",
     "- `hires-cam` is gradient times activation, summed over maps.",
     "- Of tokens: `-ablate` switches the class token off, too, as the `-published` do; all others "
     "keep it. `-mean` (64 groups) replaces a map by its mean over the patches; `places` switches "

@@ -18,7 +18,7 @@ pytest.importorskip("torchcam", reason="the extra benchmarks is not installed")
 from benchmarks import boxes, clip, recipes, report, results, sections, signed
 from benchmarks.__main__ import app
 from benchmarks.cases import build
-from captum_clustered import ClusteredLayerAblation
+from captum_clustered import ClusteredLayerAblation, ClusteredLayerScore
 from captum_clustered.heatmap import vit_reshape_transform
 from captum_clustered.methods import METHODS
 from captum_clustered.models.images import read_picture
@@ -300,6 +300,15 @@ class Evidence(nn.Module):
         return -self.maps(x).mean((2, 3))
 
 
+class Opposite(Evidence):
+    """Two maps, of which one is the other with its sign turned."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.Conv2d(1, 2, 1, bias=False)
+        self.maps.weight.data = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
+
+
 def test_the_published_formula_is_dark_where_a_negative_map_is_evidence():
     x = torch.zeros(1, 1, 4, 4)
     x[..., :2, :2] = 1
@@ -310,6 +319,28 @@ def test_the_published_formula_is_dark_where_a_negative_map_is_evidence():
     assert published.attribute(x, target).eq(0).all()
     ours = ClusteredLayerAblation(model, model.maps, clusterer="every-map").attribute(x, target)
     assert torch.equal(ours > 0, x > 0)
+
+
+def test_score_cam_of_whole_maps_is_that_of_parts_where_nothing_is_negative():
+    built = build("tiny", "body", 2)
+    x, target = built.inputs, torch.tensor([0, 1])
+    whole = recipes.Recipe(
+        built.model,
+        built.layer,
+        make=partial(recipes.masked_with_signs, n_clusters=3),
+        fill=0.3,
+    )
+    parts = ClusteredLayerScore(built.model, built.layer, n_clusters=3, fill=0.3)
+    torch.testing.assert_close(whole.attribute(x, target), parts.attribute(x, target))
+
+
+def test_score_cam_of_whole_maps_has_no_mask_where_a_group_cancels():
+    x = torch.rand(1, 1, 4, 4)
+    model, target = Opposite().eval(), torch.tensor([0])
+    whole = recipes.Recipe(
+        model, model.maps, make=partial(recipes.masked_with_signs, n_clusters=1)
+    )
+    assert whole.attribute(x, target).eq(0).all()
 
 
 class Tokens(nn.Module):
