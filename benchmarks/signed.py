@@ -99,8 +99,8 @@ WORDS = (
     "activation. "
     "`-whole` keeps maps whole and paints their magnitude, with drops that are shared equally.",
     "- `-published` is the published formula on whole maps: the drop times the map with its sign, "
-    "with 64 groups and drops per map, or each map alone; of `clustered-score-cam`, 32 groups of whole "
-    "maps whose sums with their signs mask the image.",
+    "with 64 groups and drops per map, or each map alone; of `clustered-score-cam`, 32 groups of "
+    "whole maps whose sums with their signs mask the image.",
     "- `hires-cam` is gradient times activation, summed over maps.",
     "- Of tokens: `-ablate` switches the class token off, too, as the `-published` do; all others "
     "keep it. `-mean` (64 groups) replaces a map by its mean over the patches; `places` switches "

@@ -49,6 +49,23 @@ def test_bca_leans_to_the_long_tail():
     assert corrected.high > plain.high
 
 
+def test_the_normal_interval_is_that_of_the_standard_error(values):
+    found = mean_interval(values, method="normal", level=0.9)
+    low, high = stats.norm.interval(0.9, values.mean(), stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert (found.method, found.n_cases) == ("normal", 60)
+
+
+def test_of_many_cases_the_normal_interval_is_the_bootstraps():
+    rng = np.random.default_rng(0)
+    cases = rng.integers(0, 4000, 10_000).tolist()  # cases differ in their number of images
+    values = rng.gamma(2.0, 10.0, 10_000) + 10 * rng.random(4000)[cases]
+    drawn, normal = (mean_interval(values, cases=cases, method=m) for m in ("percentile", "normal"))
+    width = drawn.high - drawn.low
+    assert normal.low == pytest.approx(drawn.low, abs=width / 50)
+    assert normal.high == pytest.approx(drawn.high, abs=width / 50)
+
+
 def test_the_same_seed_gives_the_same_interval(values):
     before = np.random.get_state()[1].tolist(), torch.get_rng_state()
     found = [mean_interval(values, seed=seed, **FEW) for seed in (0, 0, 1)]
@@ -212,7 +229,7 @@ def test_wrong_arguments(function, values, options, message):
 
 
 def test_more_wrong_arguments():
-    with pytest.raises(ValueError, match=r"`method` must be one of .*'bca'; got 'basic'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of .*'normal'; got 'basic'"):
         mean_interval([1.0, 2.0], method="basic")
     with pytest.raises(ValueError, match="of the same images; got 2 and 1"):
         paired_difference([1.0, 2.0], [1.0])

@@ -35,6 +35,7 @@ from captum_clustered.evaluation.judging import (
 )
 from captum_clustered.evaluation.plan import Choices, Settings
 from captum_clustered.evaluation.processes import World
+from captum_clustered.evaluation.resampling import MANY
 from captum_clustered.evaluation.rows import OWN, Grid, Variant
 from captum_clustered.evaluation.running import Task, Work
 from captum_clustered.evaluation.variants import (
@@ -444,7 +445,8 @@ def _notes(
     compared, loaded = config["compared"], prepared.loaded
     cases = len({item.case for item in items if item.case is not None})
     drawn = f"{cases} cases" if cases else "images"
-    rates = "a bootstrap as well" if cases else "Wilson's score interval"
+    kind = "normal" if (cases or len(items)) >= MANY else "percentile bootstrap"
+    rates = "is found in the same way" if cases else "is Wilson's score interval"
     target = compared["target"]
     judged = f"the {target} class"
     if target.isdecimal():
@@ -456,8 +458,8 @@ def _notes(
         f"{compared['layer']}.",
         f"Judged by the {compared['score']} score of {judged}; hidden pixels {filled}; "
         "maps are enlarged linearly and scaled from minimum to maximum.",
-        f"The 95 % interval of a mean is a percentile bootstrap over {drawn}, that of a rate "
-        f"{rates}. Where all values are equal, a bootstrap has no width, which is no certainty.",
+        f"The 95 % interval of a mean is a {kind} interval over {drawn}, that of a rate {rates}. "
+        "Where all values are equal, an interval of a mean has no width, which is no certainty.",
         *(f"{metric.title}: {metric.meaning}." for metric in metrics.values() if metric.meaning),
         "A larger area alone lowers ADC, so compare maps of similar area.",
         "Maps that are flat, not finite or negative are counted, and are part of all means. Failed "

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from captum_clustered.evaluation import resampling
 from captum_clustered.evaluation.resampling import LEVEL, Resampled, case_numbers
 from captum_clustered.evaluation.rows import Grid, Key, Row, Variant, title_of
 from captum_clustered.evaluation.table import Table
-from captum_clustered.statistics import Interval, rate_interval
+from captum_clustered.statistics import Interval, normal_ends, rate_interval
 
 __all__ = [
     "Column",
@@ -151,7 +152,7 @@ def make_report(
     Returns:
         *Report*: It does not depend on the order in which the rows were made. Intervals are 95 %:
         Wilson's for a rate over independent images, else a bootstrap over images, or over cases if
-        an image has one.
+        an image has one; from 100,000 of these on, the normal interval.
     """
     if not isinstance(rows, Table):
         names = [column.name for column in columns]
@@ -229,6 +230,10 @@ def _interval(means: Resampled, names: Sequence[tuple[str, int]], values: np.nda
     """What :func:`captum_clustered.statistics.mean_interval` gives for these values."""
     known = values[~np.isnan(values)]
     estimate = float(known.mean()) if len(known) else math.nan
+    sums, counts = means.by_case(values)
+    if len(sums) >= resampling.MANY:
+        low, high = normal_ends(sums, counts, LEVEL)
+        return Interval(estimate, low, high, LEVEL, len(known), len(sums), "normal")
     ends = means.ends(names, values)
     return Interval(estimate, ends.low, ends.high, LEVEL, len(known), ends.cases, "percentile")
 

@@ -5,6 +5,9 @@ and as many images, it draws the same ones each time. So the draws may as well b
 means of all columns in many draws are one matrix product: how often each image was drawn, times its
 numbers. The mean of a difference is the difference of the means, so that paired differences cost no
 draw of their own. The intervals are those of `mean_interval`, up to rounding.
+
+With very many cases nothing is drawn, which would take longer than all other steps together. The
+mean is then as good as normal, and :meth:`Resampled.by_case` has what its interval is made of.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "Ends", "Resampled", "case_numbers"]
+__all__ = ["LEVEL", "MANY", "Ends", "Resampled", "case_numbers"]
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -24,6 +27,8 @@ LEVEL = 0.95
 _N_RESAMPLES = 10_000
 _AT_A_TIME = 2**24  # numbers: how often each image was drawn, in so many draws
 _ROUNDING = 1e-12
+MANY = 100_000
+"""From so many cases on, means are taken as normal."""
 
 Array = NDArray[np.float64]
 Known = NDArray[np.bool_]
@@ -111,7 +116,7 @@ class Resampled:
         if key not in self._parts:
             self._parts[key] = self._part(known)
         part = self._parts[key]
-        if name not in part.names:
+        if name not in part.names and len(part.counts) < MANY:
             part.names[name] = len(part.names)
             part.sums.append(part.by_unit(column[known]))
 
@@ -128,12 +133,12 @@ class Resampled:
         return _Part(unit, np.bincount(unit, minlength=len(numbers)).astype(np.float64))
 
     def draw(self) -> None:
-        """Draws for all columns that were named."""
+        """Draws for all columns that were named, unless they have :data:`MANY` cases."""
         by_units: dict[int, list[_Part]] = {}
         for part in self._parts.values():
             by_units.setdefault(len(part.counts), []).append(part)
         for units, parts in by_units.items():
-            if units > 1:
+            if 1 < units < MANY:
                 self._draw(units, parts)
 
     def _draw(self, units: int, parts: Sequence[_Part]) -> None:
@@ -154,6 +159,16 @@ class Resampled:
                 means = (rows @ columns.T) / (rows @ part.counts)[:, None]
                 part.drawn[begin : begin + len(rows)] = means  # type: ignore[index]
 
+    def by_case(self, values: Array) -> tuple[Array, Array]:
+        """The sum of a column over the images of each case, and their number.
+
+        Args:
+            values (array): As for :meth:`ends`.
+        """
+        known = ~np.isnan(values)
+        part = self._parts[known.tobytes()]
+        return part.by_unit(values[known]), part.counts
+
     def ends(self, names: Sequence[Hashable], values: Array) -> Ends:
         """The interval of the mean of a column, or of the first less the second.
 
@@ -165,12 +180,12 @@ class Resampled:
         Returns:
             *Ends*: NaN if there are fewer than two cases.
         """
-        known = ~np.isnan(values)
-        part = self._parts[known.tobytes()]
+        part = self._parts[(~np.isnan(values)).tobytes()]
         units = len(part.counts)
         if units < 2:
             return Ends(np.nan, np.nan, units)
-        means = part.by_unit(values[known]) / part.counts
+        sums, counts = self.by_case(values)
+        means = sums / counts
         if part.drawn is None or np.all(means == means[0]):  # all draws have the same mean
             return Ends(float(means[0]), float(means[0]), units)
         first, *second = (part.drawn[:, part.names[name]] for name in names)

@@ -337,9 +337,7 @@ def test_score_cam_of_whole_maps_is_that_of_parts_where_nothing_is_negative():
 def test_score_cam_of_whole_maps_has_no_mask_where_a_group_cancels():
     x = torch.rand(1, 1, 4, 4)
     model, target = Opposite().eval(), torch.tensor([0])
-    whole = recipes.Recipe(
-        model, model.maps, make=partial(recipes.masked_with_signs, n_clusters=1)
-    )
+    whole = recipes.Recipe(model, model.maps, make=partial(recipes.masked_with_signs, n_clusters=1))
     assert whole.attribute(x, target).eq(0).all()
 
 

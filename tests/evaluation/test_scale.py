@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_clustered.evaluation import reading, records, report
+from captum_clustered.evaluation import reading, records, report, resampling
 from captum_clustered.evaluation.resampling import Resampled, case_numbers
 from captum_clustered.evaluation.rows import Grid, Variant, key_of
 from captum_clustered.evaluation.table import FAULTS, Table
@@ -92,8 +93,11 @@ def assert_same(found, expected):
 # One bootstrap for all
 
 
+@pytest.mark.parametrize("method", ["percentile", "normal"])
 @pytest.mark.parametrize("cases", [None, 9, 1])
-def test_the_report_has_the_intervals_of_each_number_alone(cases):
+def test_the_report_has_the_intervals_of_each_number_alone(cases, method, monkeypatch):
+    if method == "normal":
+        monkeypatch.setattr(resampling, "MANY", 0)  # what holds from very many cases on
     rows = simulated(40, cases)
     grid = grid_of(rows)
     by_key = {(r["image"], r["method"], r["clusters"], r["weighting"]): r for r in rows}
@@ -116,7 +120,8 @@ def test_the_report_has_the_intervals_of_each_number_alone(cases):
         for column in COLUMNS:
             known = [i for i in grid.images if number(i, line.variant, column.name) is not None]
             values = [number(i, line.variant, column.name) for i in known]
-            alone = rate_interval if column.is_rate else mean_interval
+            wilson = column.is_rate and case(known) is None
+            alone = rate_interval if wilson else partial(mean_interval, method=method)
             assert_same(line.intervals[column.name], alone(values, cases=case(known)))
     assert [(d.first.method, d.second.method) for d in found.differences] == [
         ("clustered-cam", "ablation-cam"),
@@ -131,7 +136,8 @@ def test_the_report_has_the_intervals_of_each_number_alone(cases):
             ]
             known = [k for k, numbers in enumerate(both) if None not in numbers]
             ours, theirs = zip(*(both[k] for k in known), strict=True)
-            expected = paired_difference(ours, theirs, cases=case([grid.images[k] for k in known]))
+            those = case([grid.images[k] for k in known])
+            expected = paired_difference(ours, theirs, cases=those, method=method)
             assert_same(pair.intervals[column.name], expected)
 
 
