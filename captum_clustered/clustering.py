@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from captum_clustered._checks import check_choice, check_int
 from captum_clustered._kmeans import draws_for, k_means
+from captum_clustered._ward import pays, ward
 
 __all__ = [
     "CLUSTERERS",
@@ -322,10 +323,13 @@ class Agglomerative:
 
         live = alive(features).cpu()
         points = features.detach().to(_at_least_float32(features.dtype)).cpu()
-        merges = [
-            linkage(rows[keep].numpy(), self.linkage, self.metric) if keep.sum() > 1 else None
-            for rows, keep in zip(points, live, strict=True)
-        ]
+        merges = []
+        for rows, keep in zip(points, live, strict=True):
+            maps = rows[keep].numpy()
+            tree = ward(maps) if self.linkage == "ward" and pays(maps) else None
+            if tree is None and len(maps) > 1:
+                tree = linkage(maps, self.linkage, self.metric)
+            merges.append(tree)
         return Tree(live, merges)
 
 

@@ -31,6 +31,7 @@ ORDER = [
     "_pictures",
     "_modules",
     "_kmeans",
+    "_ward",
     "_state",
     "_borrow",
     "_layout",
