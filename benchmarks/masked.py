@@ -18,9 +18,13 @@ from benchmarks.cases import Case
 from benchmarks.methods import Method, Part, difference, first_maps
 from benchmarks.peers import quantus_pixel_flipping, torchcam_insertion_and_deletion
 from captum_clustered import ClusteredLayerScore, LayerScoreCam
+from captum_clustered._layout import channels_last
 from captum_clustered.metrics import deletion, insertion
 
-__all__ = ["masked_methods"]
+__all__ = ["TOGETHER", "masked_methods"]
+
+TOGETHER = 6
+"""Images of a pass, of 224 x 224 pixels, whose values inside fit the cache of a processor."""
 
 
 def masked_methods(case: Case, number: int) -> Iterator[Method]:
@@ -36,6 +40,11 @@ def masked_methods(case: Case, number: int) -> Iterator[Method]:
     yield Method(
         f"{number} forward passes, an image each", "torch", partial(_one_by_one, case, number)
     )
+    yield Method(
+        f"{number} forward passes, {TOGETHER} images each, channels-last",
+        "torch",
+        partial(_together, case, number),
+    )
     yield from _score_cams(case, number)
     if case.inputs.ndim == 4:
         yield from _curves(case, number)
@@ -46,6 +55,14 @@ def _one_by_one(case: Case, number: int) -> None:
     for image in case.inputs.split(1):
         for _ in range(number):
             case.model(image)
+
+
+@torch.no_grad()
+def _together(case: Case, number: int) -> None:
+    """The floor of what masks the image: the same passes in batches, and nothing else."""
+    for image in case.inputs.split(1):
+        for images in image.expand(number, *image.shape[1:]).split(TOGETHER):
+            case.model(channels_last(images))
 
 
 def _score_cams(case: Case, number: int) -> Iterator[Method]:

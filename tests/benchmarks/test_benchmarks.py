@@ -120,6 +120,7 @@ def test_masked_images_are_as_many_as_those_of_the_plain_passes():
         assert method.error is None or method.error(result) < 1e-5
     plain, clustered = "8 forward passes, an image each", "ClusteredLayerScore contiguous K=8"
     assert counts[plain] == 8
+    assert counts["8 forward passes, 6 images each, channels-last"] == 8
     # the image itself, a mask alone, and three images that go along as a check
     assert counts[clustered] <= 8 + 5
     assert counts["insertion and deletion in 8 steps"] == 2 * (8 + 5)
