@@ -135,6 +135,20 @@ def test_chunks_fit_the_budget(network, batch, monkeypatch):
     assert model.seen[2:] == [4, 4, 4, 4, 4, 1]  # three of the first go along as a check
 
 
+def test_rounding_of_a_large_score_is_no_sign_that_images_mix():
+    """The black image scores a thousand times as high, and is rounded as much more coarsely."""
+    passes = []
+
+    def inverse(x):
+        passes.append(len(x))
+        scores = 1 / (x.mean((1, 2, 3)) + 1e-3)
+        return scores * (1 + 1e-6 * (len(x) > 1))  # another order of summation in a batch
+
+    image = torch.ones(1, 1, 4, 4)
+    insertion(inverse, image, image, score=torch.abs, fill=0.0, step=2, max_examples_per_batch=6)
+    assert passes == [1, 1, 6, 5]
+
+
 def test_arguments_follow_their_image(batch):
     def model(x, scale, shift):
         return brightness(x) * scale + shift
