@@ -31,7 +31,7 @@ _REST = 0.1
 digits would be lost."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # vmap prints what it runs, weights and all
 class LinearMap:
     """A call of a linear layer or a convolution.
 

@@ -95,6 +95,10 @@ class Rules(TorchFunctionMode):
             return func(value, *args, **kwargs)
         summands, version = seen
         linear = LinearMap.of(func, *args, **kwargs)
+        # of a linear layer it is known beforehand what it takes
+        small = 2 * value.numel() * len(linear.weight) < SMALL * len(summands.order)
+        if small and func is functional.linear:
+            return func(value, *args, **kwargs)
 
         def rule(copies: Tensor, *_: Tensor | None) -> Tensor | None:
             if versions(copies) != version:

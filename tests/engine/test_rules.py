@@ -286,6 +286,26 @@ def test_small_sums_are_not_worth_it(calls, monkeypatch):
     assert calls == [0, 0, 2, 0, 0]
 
 
+def test_a_small_linear_layer_gets_the_copies_and_nothing_more(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 6, 7), nn.Flatten(), nn.Linear(6, 2)).eval()
+    cam = ClusteredLayerAblation(model, model[0], clusterer=LABELS, parts="whole", replay="suffix")
+    operations = 2 * 6 * 2
+    monkeypatch.setattr(rules, "SMALL", operations + 1)
+    with FlopCounterMode(display=False) as counter:
+        cam.explain(IMAGES.float(), 1)
+    plain, copies = 2 * (2 * 6 * 3 * 49 + operations), 4 * 2 * operations
+    heat = 2 * 2 * 6
+    assert counter.get_total_flops() == plain + copies + heat
+
+
+def test_what_vmap_runs_is_not_printed(calls, monkeypatch):
+    printed = []
+    monkeypatch.setattr(torch.Tensor, "__repr__", lambda _: printed.append(1) or "")
+    monkeypatch.setattr(rules, "SMALL", 2**23)
+    _run(Net, calls)
+    assert not printed
+
+
 class Loud(Net):
     """One map is so loud that of the others nothing is left beside it."""
 
