@@ -111,6 +111,12 @@ def find_layer(
         found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape), _axes(runs))
     if found is None:
         return TargetLayer(layer, name)  # if it cannot be explained, the explainer says why
+    if found.reshape_transform is not None and _tokens_of(own[0].shape) in _latents(model, inputs):
+        raise ValueError(
+            "`name` must be a layer whose maps or tokens lie on the image; got "
+            f"{name}, whose {_tokens_of(own[0].shape)} tokens begin as parameters that ask the "
+            "image, so that they have no place in it. Take a layer before they do, or name='auto'."
+        )
     if not _matters(model, found, inputs, output):
         warn(
             f"Layer {name} gives maps that cannot change what the model returns, so that a heat "
@@ -129,7 +135,10 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     - If something changes these maps before the next pooling module gets them (a ReLU module that
       the whole network shares, or a function), it is the input of that pooling module.
     - In a vision transformer it is the norm before the last attention: after that attention the
-      class token no longer depends on the other tokens.
+      class token no longer depends on the other tokens. If no norm returns tokens, it is the last
+      module that does.
+    - Tokens that begin as parameters, as the latents of a Perceiver do, have no place in the image.
+      Then it is the last layer before them.
     - Where the maps are other values, what the model returns must be other values too. If it is
       not, the layer before is taken.
 
@@ -172,6 +181,10 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
             tokens.append((run, found))
         elif not (_channels(run, found) == n_classes and run.end > last_weights):
             maps.append((run, found))  # not the map per class that SqueezeNet ends with
+    if tokens:
+        latents = _latents(model, inputs)
+        tokens = [(run, found) for run, found in tokens if _tokens_of(run.shape) not in latents]
+        runs = [run for run in runs if _tokens_of(run.input_shape) not in latents]
     for best in _candidates(maps, tokens, runs, once):
         if _matters(model, best, inputs, output):
             return best
@@ -398,6 +411,40 @@ def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) 
     return changed or not changes(_disturbed(inputs))
 
 
+def _latents(model: nn.Module, inputs: Tensor) -> set[int]:
+    """Numbers of tokens that do not begin as parts of the image, but as parameters.
+
+    The first module that takes them gets the same for two different images.
+    """
+    alike: dict[int, bool] = {}
+    owner = threading.get_ident()
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        value = args[0] if args else None
+        count = _tokens_of(_shape(value))
+        if count is not None and len(value) == 2 and threading.get_ident() == owner:
+            alike.setdefault(count, torch.equal(value[0], value[1]))
+
+    images = torch.cat([inputs[:1], _disturbed(inputs[:1])])
+
+    def noted() -> Any:
+        alike.clear()
+        hook = register_module_forward_pre_hook(note)
+        try:
+            return lent_model(images.clone())
+        finally:
+            hook.remove()
+
+    # what cannot run so is not refused
+    with _evaluated(model), suppress(RuntimeError), lent(model) as lent_model:
+        lent_model.settled(noted, lambda: (images.clone(),))
+    return {count for count, same in alike.items() if same}
+
+
+def _tokens_of(shape: tuple[int, ...] | None) -> int | None:
+    return shape[1] if shape is not None and len(shape) == 3 else None
+
+
 def _disturbed(values: Tensor, untouched: int = 0) -> Tensor:
     """Quite other values; those of the first tokens stay."""
     generator = torch.Generator().manual_seed(0)
@@ -597,7 +644,8 @@ def _among_tokens(
 ) -> Iterator[TargetLayer]:
     """The norm before the last attention, or the last where there is none; then those before."""
     norms = [(run, found) for run, found in tokens if "norm" in type(run.module).__name__.lower()]
-    if not norms:
+    if not norms:  # such as where a batch norm gets the tokens of all examples in one axis
+        yield from reversed([found for _, found in tokens])
         return
     later = [begin for begin in attentions if begin > norms[0][0].end]
     last = max(later, default=math.inf)

@@ -387,6 +387,94 @@ def test_a_branch_that_is_not_read_is_not_the_layer():
     assert find_layer(Net().eval(), inputs=torch.rand(1, 3, 16, 16)).name == "trunk"
 
 
+# Tokens must have a place in the image
+
+
+class FoldedNorm(nn.Module):
+    """Blocks of tokens without a norm that returns tokens: it gets those of all examples."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return x + self.norm(self.mix(x).flatten(0, 1)).reshape_as(x)
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(1, 8, 8, 8), nn.Linear(8, 2)
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+        self.attn = nn.ModuleList(
+            type("Attention", (nn.Identity,), {})() for _ in range(2)
+        )  # a single one would be taken for pooling
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).mT
+        for attn in self.attn:
+            x = attn(x)
+        return self.head(self.blocks(x).mean(1))
+
+
+def test_tokens_without_a_norm_end_with_the_last_module_that_returns_them():
+    found = find_layer(FoldedNorm().eval(), inputs=torch.rand(1, 1, 32, 48))
+    assert found.name == "blocks"
+    assert found.channel_dim == -1
+    assert found.reshape_transform(torch.zeros(1, 24, 8)).shape == (1, 8, 4, 6)
+
+
+class Latents(nn.Module):
+    """Parameters, of a number that would fit a grid, ask the tokens of the image."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.heads = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, latents, x):
+            return latents + self.heads(self.norm(latents), x, x, need_weights=False)[0]
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.latents = nn.Conv2d(1, 8, 4, 4), nn.Parameter(torch.randn(1, 16, 8))
+        self.across, self.among = self.Attention(), self.Attention()
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).mT
+        latents = self.across(self.latents.expand(len(x), -1, -1), x)
+        latents = self.norm(self.among(latents, latents))
+        return self.head(latents.mean(1))
+
+
+def test_latents_are_not_the_layer():
+    model = Latents().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = find_layer(model, inputs=torch.zeros(1, 1, 32, 32))
+    assert (found.name, found.channel_dim, found.reshape_transform) == ("patch", 1, None)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_latents_that_are_chosen_are_refused():
+    with pytest.raises(ValueError, match=r"lie on the image; got norm, whose 16 tokens begin as"):
+        find_layer(Latents().eval(), "norm", torch.rand(1, 1, 32, 32))
+
+
+def test_places_that_a_module_makes_of_numbers_make_no_latents():
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.place = nn.Conv2d(1, 8, 8, 8), nn.Embedding(16, 8)
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            places = self.place(torch.arange(16).expand(len(x), -1))
+            return self.head(self.norm(self.patch(x).flatten(2).mT + places).mean(1))
+
+    assert find_layer(Placed().eval(), inputs=torch.zeros(1, 1, 32, 32)).name == "norm"
+
+
 # What may be passed
 
 
