@@ -111,11 +111,12 @@ def find_layer(
         found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape), _axes(runs))
     if found is None:
         return TargetLayer(layer, name)  # if it cannot be explained, the explainer says why
-    if found.reshape_transform is not None and _tokens_of(own[0].shape) in _latents(model, inputs):
+    if not _is_placed(own[0], found, _parameters_among(model, inputs)):
         raise ValueError(
             "`name` must be a layer whose maps or tokens lie on the image; got "
-            f"{name}, whose {_tokens_of(own[0].shape)} tokens begin as parameters that ask the "
-            "image, so that they have no place in it. Take a layer before they do, or name='auto'."
+            f"{name}, whose {_tokens_of(own[0].shape)} tokens begin, all or some of those behind "
+            "the first, as parameters that ask the image, so that they have no place in it. Take "
+            "a layer before they do, or name='auto'."
         )
     if not _matters(model, found, inputs, output):
         warn(
@@ -182,9 +183,14 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         elif not (_channels(run, found) == n_classes and run.end > last_weights):
             maps.append((run, found))  # not the map per class that SqueezeNet ends with
     if tokens:
-        latents = _latents(model, inputs)
-        tokens = [(run, found) for run, found in tokens if _tokens_of(run.shape) not in latents]
-        runs = [run for run in runs if _tokens_of(run.input_shape) not in latents]
+        fixed = _parameters_among(model, inputs)
+        latents = [run for run, found in tokens if not _is_placed(run, found, fixed)]
+        # tokens behind them are made of them
+        first = min((run.begin for run in latents), default=math.inf)
+        tokens = [pair for pair in tokens if pair[0].end < first]
+        numbers = {_tokens_of(run.shape) for run in latents}
+        numbers |= {number for number, some in fixed.items() if bool(some.all())}
+        runs = [run for run in runs if _tokens_of(run.input_shape) not in numbers]
     for best in _candidates(maps, tokens, runs, once):
         if _matters(model, best, inputs, output):
             return best
@@ -411,24 +417,26 @@ def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) 
     return changed or not changes(_disturbed(inputs))
 
 
-def _latents(model: nn.Module, inputs: Tensor) -> set[int]:
-    """Numbers of tokens that do not begin as parts of the image, but as parameters.
+def _parameters_among(model: nn.Module, inputs: Tensor) -> dict[int, Tensor]:
+    """Which tokens begin as parameters and not as parts of the image, by the number of tokens.
 
-    The first module that takes them gets the same for two different images.
+    These are the same for two different images where a module first takes them.
     """
-    alike: dict[int, bool] = {}
+    fixed: dict[int, Tensor] = {}
     owner = threading.get_ident()
 
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        value = args[0] if args else None
-        count = _tokens_of(_shape(value))
-        if count is not None and len(value) == 2 and threading.get_ident() == owner:
-            alike.setdefault(count, torch.equal(value[0], value[1]))
+        if not (args and isinstance(args[0], Tensor)) or threading.get_ident() != owner:
+            return
+        number = _tokens_of(_shape(args[0]))
+        # on the meta device there is nothing to compare
+        if number is not None and len(args[0]) == 2 and not args[0].is_meta:
+            fixed.setdefault(number, args[0][0].eq(args[0][1]).all(1))
 
     images = torch.cat([inputs[:1], _disturbed(inputs[:1])])
 
     def noted() -> Any:
-        alike.clear()
+        fixed.clear()
         hook = register_module_forward_pre_hook(note)
         try:
             return lent_model(images.clone())
@@ -438,7 +446,15 @@ def _latents(model: nn.Module, inputs: Tensor) -> set[int]:
     # what cannot run so is not refused
     with _evaluated(model), suppress(RuntimeError), lent(model) as lent_model:
         lent_model.settled(noted, lambda: (images.clone(),))
-    return {count for count, same in alike.items() if same}
+    return fixed
+
+
+def _is_placed(run: _Run, found: TargetLayer, fixed: Mapping[int, Tensor]) -> bool:
+    """Whether all that is read as a grid begins as parts of the image."""
+    number = _tokens_of(run.shape)
+    if found.reshape_transform is None or number is None or number not in fixed:
+        return True
+    return not bool(fixed[number][found.prefix_tokens :].any())
 
 
 def _tokens_of(shape: tuple[int, ...] | None) -> int | None:

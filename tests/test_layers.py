@@ -457,8 +457,21 @@ def test_latents_are_not_the_layer():
 
 
 def test_latents_that_are_chosen_are_refused():
-    with pytest.raises(ValueError, match=r"lie on the image; got norm, whose 16 tokens begin as"):
+    with pytest.raises(ValueError, match=r"lie on the image; got norm, whose 16 tokens begin, all"):
         find_layer(Latents().eval(), "norm", torch.rand(1, 1, 32, 32))
+
+
+def test_tokens_with_parameters_behind_them_are_no_grid():
+    class Detecting(Latents):  # 16 patches and 9 more, which a class token and a grid might be
+        def forward(self, x):
+            x = self.patch(x).flatten(2).mT
+            x = torch.cat([x, self.latents[:, :9].expand(len(x), -1, -1)], 1)
+            return self.head(self.norm(self.among(x, x))[:, 16:].mean(1))
+
+    model, x = Detecting().eval(), torch.rand(1, 1, 16, 16)
+    assert find_layer(model, inputs=x).name == "patch"
+    with pytest.raises(ValueError, match=r"got norm, whose 25 tokens begin, all or some of those"):
+        find_layer(model, "norm", x)
 
 
 def test_places_that_a_module_makes_of_numbers_make_no_latents():
