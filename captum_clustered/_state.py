@@ -25,7 +25,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, filterfalse, islice
+from itertools import chain, compress, filterfalse, islice
 from typing import Any
 
 import torch
@@ -70,10 +70,7 @@ _CODE = (types.FunctionType, types.MethodType)
 _MISSING = object()
 
 _USUAL = tuple(nn.Module().__dict__)
-"""The attributes with which a module begins."""
-_USUAL_CONTAINERS = tuple(
-    name for name, value in nn.Module().__dict__.items() if type(value) in _EMPTIABLE
-)
+"""The attributes with which a module begins: its registers, and two flags."""
 
 
 def _global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:
@@ -106,9 +103,53 @@ def _same(now: Iterable[Any], before: Iterable[Any]) -> bool:
     return all(map(operator.is_, now, before))
 
 
-def _same_dict(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    sizes = len(now), len(before)
-    return sizes[0] == sizes[1] and _same(now.values(), before.values()) and _same(now, before)
+class _Rows:
+    """Dictionaries and lists with what they held, in rows, so that few steps compare them all."""
+
+    def __init__(self) -> None:
+        self.new: list[Any] = []
+        self.containers: list[Any] = []
+        self.sizes: list[int] = []
+        self.names_before: list[Any] = []
+        self.values_before: list[Any] = []
+
+    def settle(self) -> None:
+        """Notes what is in the new ones."""
+        new, self.new = self.new, []
+        self._note(new, new)
+
+    def add(self, container: Any, before: Any) -> None:
+        """Adds one as if this were in it."""
+        self._note([container], [before])
+
+    def _note(self, containers: list[Any], befores: list[Any]) -> None:
+        self.containers += containers
+        self.sizes += map(len, befores)
+        self.names_before += chain.from_iterable(befores)
+        self.values_before += chain.from_iterable(map(_values_of, befores))
+
+    def same(self) -> bool:
+        """Whether the same is in all of them."""
+        return (
+            list(map(len, self.containers)) == self.sizes
+            and _same(chain.from_iterable(map(_values_of, self.containers)), self.values_before)
+            and _same(chain.from_iterable(self.containers), self.names_before)
+        )
+
+    def befores(self) -> Iterator[tuple[Any, Any]]:
+        """The containers, each with one that holds what it held."""
+        names, values = iter(self.names_before), iter(self.values_before)
+        for now, size in zip(self.containers, self.sizes, strict=True):
+            named = zip(islice(names, size), islice(values, size), strict=True)
+            yield now, dict(named) if isinstance(now, dict) else [value for _, value in named]
+
+    def changed(self) -> Iterator[tuple[Any, Any]]:
+        """Those in which something else is."""
+        for now, before in self.befores():
+            if len(now) != len(before) or not (
+                _same(_values_of(now), _values_of(before)) and _same(now, before)
+            ):
+                yield now, before
 
 
 @dataclass(frozen=True)
@@ -146,12 +187,8 @@ class Memory:
         self.met: set[int] = set()
         self.lazy = self.compiled = self.opaque = False
         self._stores = stores
-        self._dicts: list[dict[Any, Any]] = []
-        self._befores: list[dict[Any, Any]] = []  # what they held, and the same in a row
-        self._sizes: list[int] = []
-        self._names: list[Any] = []
-        self._contents: list[Any] = []
-        self._empty: list[Any] = []
+        self._rows = _Rows()
+        self._empty: list[Any] = []  # containers; and flags, which are false
         self._places: list[_Place] = []
         self._states: list[tuple[Callable[[], Any], Callable[[Any], object], Any]] = []
         self._parameters = _Parameters()
@@ -182,7 +219,9 @@ class Memory:
             else:
                 inside = self._open(value, depth)
                 depth += not isinstance(value, _CONTAINERS)
-            for part in inside:  # most are atoms, or empty
+            if ATOMS.issuperset(map(type, inside)):  # as most often
+                continue
+            for part in inside:
                 kind = type(part)
                 if kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, part))):
                     continue
@@ -190,7 +229,7 @@ class Memory:
                     self._empty.append(part)
                 else:
                     found.append((part, depth))
-        for kept in self._kept:
+        for kept in (self._rows, *self._kept):
             kept.settle()
 
     def skip(self, other: Memory) -> None:
@@ -212,30 +251,32 @@ class Memory:
         if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
             self._open_hooks(*map(attributes.get, _HOOKS))
             return [*attributes.values(), *module.buffers(), *module.parameters()]
-        inside: list[Any] = []
-        for name in filter(attributes.get, _USUAL_CONTAINERS):  # few are not empty
+        usual, inside = [], [*attributes.values()]
+        if tuple(islice(attributes, len(_USUAL))) == _USUAL:
+            usual, inside = inside[: len(_USUAL)], inside[len(_USUAL) :]
+        else:
+            usual = [*map(attributes.get, _USUAL)]
+        self._empty += filterfalse(None, usual)
+        for name in compress(_USUAL, usual):  # few are not empty
             register = attributes[name]
             if name == "_parameters" or name == "_buffers":
                 self._open_tensors(module, register)
             elif name == "_modules":
                 self.known[id(register)] = register
-                self._add_dict(register, False)
+                self._rows.new.append(register)
                 self.compiled = self.compiled or "_orig_mod" in register
                 inside += register.values()
             elif name in _HOOKS:
                 self._open_hooks(register)
             else:
                 inside.append(register)
-        self._empty += filterfalse(None, map(attributes.get, _USUAL_CONTAINERS))
-        as_usual = tuple(islice(attributes, len(_USUAL))) == _USUAL
-        inside += islice(attributes.values(), len(_USUAL) if as_usual else 0, None)
         return inside
 
     def _open_tensors(self, module: nn.Module, register: dict[str, Tensor | None]) -> None:
         """Remembers parameters or buffers."""
         known = self.known
         known[id(register)] = register
-        self._add_dict(register, False)
+        self._rows.new.append(register)
         own = type(module).__module__.startswith("torch.")
         quiet = own and not module.training
         statistics = isinstance(module, _NormBase)
@@ -245,6 +286,9 @@ class Memory:
             if tensor is None or id(tensor) in known:
                 continue
             known[id(tensor)] = tensor
+            if type(tensor) is nn.Parameter:
+                self._parameters.new.append(tensor)
+                continue
             # batch norm writes its statistics uncounted, also where a model calls it as a function
             counted = quiet and not (statistics and tensor.ndim)
             self._add_tensor(tensor, self._quiet if counted else self._values)
@@ -257,14 +301,10 @@ class Memory:
             self.hooks.append(hooks)
 
     def _add_dict(self, now: dict[Any, Any], may_be_ours: bool = True) -> None:
-        before = now.copy() if type(now) is dict else dict(now)
-        if may_be_ours and types.FunctionType in map(type, before.values()):
-            before = {name: value for name, value in before.items() if not _is_ours(value)}
-        self._dicts.append(now)
-        self._befores.append(before)
-        self._sizes.append(len(before))
-        self._names += before
-        self._contents += before.values()
+        if may_be_ours and any(map(_is_ours, now.values())):
+            self._rows.add(now, {name: value for name, value in now.items() if not _is_ours(value)})
+        else:
+            self._rows.new.append(now)
 
     def _add_place(
         self, read: Callable[[], list[Any]], write: Callable[[Any], object]
@@ -279,16 +319,10 @@ class Memory:
             self._add_dict(value)
             return list(value.values())
         if isinstance(value, list):
-            return self._add_place(
-                lambda: list(value), lambda old: value.__setitem__(slice(None), old)
-            )
+            self._rows.new.append(value)
+            return value
         if isinstance(value, (deque, set)):
-
-            def refill(old: list[Any]) -> None:
-                value.clear()
-                value.extend(old) if isinstance(value, deque) else value.update(old)
-
-            return self._add_place(lambda: list(value), refill)
+            return self._add_place(lambda: list(value), functools.partial(_restore, value))
         if isinstance(value, (tuple, frozenset)):
             return value
         if isinstance(value, functools.partial):
@@ -406,33 +440,31 @@ class Memory:
             or self._has_new(value, (nn.Module, nn.Parameter))
             for now, before, _ in self._changes()
             for name, value in (now.items() if isinstance(now, dict) else enumerate(now))
-            if before.get(name, _MISSING) is not value
+            if not isinstance(before, dict) or before.get(name, _MISSING) is not value
         )
 
     def _same_contents(self) -> bool:
         """Whether no container has changed; in few steps, since this runs around each pass."""
         return (
             not any(self._empty)
-            and list(map(len, self._dicts)) == self._sizes
-            and _same(chain(*[now.values() for now in self._dicts]), self._contents)
-            and _same(chain(*self._dicts), self._names)
+            and self._rows.same()
             and not any(map(_Place.changed, self._places))
         )
 
-    def _changes(self) -> Iterator[tuple[Any, dict[Any, Any], Callable[[], object]]]:
-        """The containers that have changed, what those with names held, and what puts it back."""
-        for now, before in zip(self._dicts, self._befores, strict=True):
-            if not _same_dict(now, before):
-                yield now, before, functools.partial(_restore, now, before)
+    def _changes(self) -> Iterator[tuple[Any, Any, Callable[[], object]]]:
+        """The containers that have changed, with what they held, and what puts it back."""
+        for now, before in self._rows.changed():
+            yield now, before, functools.partial(_restore, now, before)
         for container in filter(None, self._empty):
-            yield container, {}, functools.partial(_empty, container)
+            yield container, type(container)(), functools.partial(_restore, container, ())
         for place in self._places:
             if place.changed():
-                yield place.read(), {}, functools.partial(place.write, place.before)
+                yield place.read(), place.before, functools.partial(place.write, place.before)
 
     def _registers(self) -> set[int]:
         """Where modules have their hooks, parts and tensors by name, by `id`."""
-        of_modules = [before for before in self._befores if "_forward_hooks" in before]
+        befores = (before for _, before in self._rows.befores() if isinstance(before, dict))
+        of_modules = [before for before in befores if "_forward_hooks" in before]
         found = [before.get(name) for before in of_modules for name in _REGISTERS]
         return set(map(id, (*found, *_global_hooks())))
 
@@ -630,8 +662,16 @@ def _write(tensor: Tensor, value: Tensor) -> None:
             data.copy_(value)
 
 
-def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Gives a dictionary its content, but leaves our own hooks in it."""
+def _restore(now: Any, before: Any) -> None:
+    """Gives a container its content, but leaves our own hooks in it."""
+    if isinstance(now, dict):
+        _restore_dict(now, dict(before))
+    else:
+        now.clear()
+        (now.update if isinstance(now, set) else now.extend)(before)
+
+
+def _restore_dict(now: dict[Any, Any], before: dict[Any, Any]) -> None:
     ours = {name: value for name, value in now.items() if _is_ours(value)}
     for name in [name for name in now if name not in before and name not in ours]:
         del now[name]
@@ -645,13 +685,6 @@ def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
 
 def _values_of(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
-
-
-def _empty(container: Any) -> None:
-    if isinstance(container, dict):
-        _restore(container, {})
-    else:
-        container.clear()
 
 
 def _equal(now: Any, before: Any) -> bool:
