@@ -30,6 +30,7 @@ _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
+_SIZED = (nn.Linear, nn.LayerNorm, nn.Embedding, *_CONVOLUTIONS, *_NORMS)
 
 
 def to_maps(
@@ -89,6 +90,8 @@ def _features_are_last(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     first: set[Any] = set()
     last: set[Any] = set()
     for module in layer.modules():
+        if not isinstance(module, _SIZED):  # as most
+            continue
         if isinstance(module, nn.Linear):
             last.add(module.out_features)
         elif isinstance(module, nn.LayerNorm):

@@ -28,7 +28,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import Any
 
@@ -286,11 +286,13 @@ class _Open:
 
     module: nn.Module
     number: int
-    kept: bool  # whether the outputs of the calls inside are kept
-    given: list[Tensor]
-    versions: list[int | None]
     held: Held | None  # what the module itself holds
-    sets: list[tuple[nn.Module, dict[str, Any]]]  # by it and the calls inside
+    kept: bool = False  # whether the outputs of the calls inside are kept
+    given: list[Tensor] = field(default_factory=list)
+    versions: list[int | None] = field(default_factory=list)
+    sets: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
+    """By it and the calls inside."""
+    inside: list[nn.Module] = field(default_factory=list)  # the calls that it made in turn
     writes: bool = False  # whether it or a call inside wrote more than that into its module
 
 
@@ -352,16 +354,15 @@ class _Recorder:
             self.follower.begin(module, args)
             if not self.follower.active:
                 return
-        given: list[Tensor] = []
-        kept = self._is_kept()
-        if kept:
-            given = tensors_in(args)
+        begun = _Open(module, number, held(module, versions))
+        if self._is_kept():
+            begun.given = tensors_in(args)
+            begun.versions = [count for tensor in begun.given for count in versions(tensor)]
             # what is called inside is handed out again only if the layer is called there as well;
             # its memory can then be used again
             around = self._has_layer(module) and module is not self.io.layer
-            kept = self.begun or around
-        counts = [count for tensor in given for count in versions(tensor)]
-        self.open.append(_Open(module, number, kept, given, counts, held(module, versions), []))
+            begun.kept = self.begun or around
+        self.open.append(begun)
         self.frames.append([])
 
     def _reach_layer(self, args: Any) -> None:
@@ -381,15 +382,16 @@ class _Recorder:
         number = begun.number
         if begun.held is not None or begun.sets or begun.writes:
             self._note_effects(begun)
-        inside = [ran for call in self.frames.pop() for ran in (call.module, *call.inside)]
+        self.frames.pop()
+        inside = begun.inside
+        if self.open:
+            self.open[-1].inside += (module, *inside)
         if not self.begun and type(module) in _RECTIFIERS and isinstance(output, Tensor):
             # weakly, since it must not keep the memory in use
             self.last_rectified = weakref.ref(output), versions(output)
         kept = self._is_kept()
-        if not kept:
-            self.frames[-1].append(Call(module, number, None, inside, [None]))
-            if not self.begun and module is not self.io.layer:
-                return
+        if not (kept or self.begun or module is self.io.layer):
+            return
         call = Call(module, number, output, inside, versions(output), sets=begun.sets)
         if begun.writes:
             call.writes = "other"

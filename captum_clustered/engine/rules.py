@@ -11,6 +11,7 @@ Batch norm in evaluation mode treats each example alone, so the copies may lie a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,20 +28,43 @@ SMALL = 2**23
 """Operations for one copy of an example below which a linear map is run on the copies."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Copies of one of the layer's tensors, as the model holds them.
+
+    Attributes:
+        make (callable): Gives the summands of the tensor.
+        version (list[int or None]): How often the copies had been written to.
+        views (tuple): The views that the model has taken, one of the other.
+    """
+
+    make: Callable[[], Summands]
+    version: list[int | None]
+    views: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def summands(self) -> Summands:
+        """The summands in the same view."""
+        found = self.make()
+        for view in self.views:
+            found = found.seen(view)
+        return found
+
+
 class Rules(TorchFunctionMode):
     """While it is open, operations on copies are done as this module says.
 
     Args:
-        summands (list[Summands]): What is switched off in the copies of each of the layer's
-            tensors; empty if that is of no use.
+        summands (list[callable]): Makes what is switched off in the copies of each of the layer's
+            tensors, when it is first needed; empty if that is of no use.
     """
 
-    def __init__(self, summands: list[Summands]) -> None:
+    def __init__(self, summands: list[Callable[[], Summands]]) -> None:
         super().__init__()
         self._summands = summands
         self._groups = range(0)
-        # what the model may hold: the copies and views of them, with how often they were written to
-        self._seen: list[tuple[Tensor, tuple[Summands, list[int | None]]]] = []
+        self._examples = 0
+        # what the model may hold: the copies and views of them
+        self._seen: list[tuple[Tensor, _Seen]] = []
         self._versions: list[list[int | None]] = []
         self._wholes: list[tuple[LinearMap, Tensor]] = []
         self._calls = 0
@@ -59,13 +83,17 @@ class Rules(TorchFunctionMode):
             copies (list[Tensor]): `(len(groups), N, …)` for each of the layer's tensors.
         """
         self._groups = groups
+        self._examples = copies[0].shape[1]
         self._versions = [versions(one) for one in copies]
         self._calls = 0
 
     def follow(self, values: list[Tensor]) -> list[Tensor]:
         """The layer returns the copies, as `torch.vmap` shows them to the model."""
         known = zip(self._summands, self._versions, strict=False)  # of some devices, there are none
-        self._seen = list(zip(values, known, strict=False))
+        self._seen = [
+            (value, _Seen(*made_and_version))
+            for value, made_and_version in zip(values, known, strict=False)
+        ]
         return values
 
     def __torch_function__(
@@ -77,33 +105,31 @@ class Rules(TorchFunctionMode):
             return self._rules[func](func, *args, **kwargs)
         return func(*args, **kwargs)
 
-    def _find(self, value: Any) -> tuple[Summands, list[int | None]] | None:
+    def _find(self, value: Any) -> _Seen | None:
         return next((found for one, found in self._seen if one is value), None)
 
     def _view(self, func: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         result = func(value, *args, **kwargs)
         seen = self._find(value)
         if seen is not None:
-            summands, version = seen
-            moved = summands.seen(lambda one: func(one, *args, **kwargs))
-            self._seen.append((result, (moved, version)))
+            views = (*seen.views, lambda one: func(one, *args, **kwargs))
+            self._seen.append((result, replace(seen, views=views)))
         return result
 
     def _linear(self, func: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         seen = self._find(value)
         if seen is None:
             return func(value, *args, **kwargs)
-        summands, version = seen
         linear = LinearMap.of(func, *args, **kwargs)
         # of a linear layer it is known beforehand what it takes
-        small = 2 * value.numel() * len(linear.weight) < SMALL * len(summands.order)
+        small = 2 * value.numel() * len(linear.weight) < SMALL * self._examples
         if small and func is functional.linear:
             return func(value, *args, **kwargs)
 
         def rule(copies: Tensor, *_: Tensor | None) -> Tensor | None:
-            if versions(copies) != version:
+            if versions(copies) != seen.version:
                 return None
-            return self._without(summands, linear, copies)
+            return self._without(seen.summands(), linear, copies)
 
         return _mapped(linear, rule, value, linear.weight, linear.bias)
 

@@ -7,7 +7,8 @@ once, and each is written where it belongs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -121,26 +122,25 @@ class Ablation:
             variant = module(variant)
         return variant
 
-    def summands(self) -> list[Summands]:
-        """What linear maps of the copies need, for each tensor; empty where it takes too long.
+    def summands(self) -> list[Callable[[], Summands]]:
+        """Makes what linear maps of the copies need, of each tensor; empty where that takes long.
 
         That is on an accelerator, where to read the sizes of the groups means to wait.
         """
         if self.activations[0].device.type != "cpu":
             return []
-        found = []
-        for activation, labels, variants, dim in zip(
-            self.activations, self.labels, self.variants, self.channel_dims, strict=True
-        ):
-            change = _changes(activation, labels, variants, dim)
-            if len(variants) > 1:  # what is taken as a whole is taken once
-                above, below = labels.chunk(2, dim=1)
-                below = below.masked_fill(_is_whole(labels), self.n_groups)
-                labels = torch.cat([above, below], 1)
-            found.append(
-                Summands.of(activation, change, labels, dim, self.n_groups, self.cumulative)
-            )
-        return found
+        places = range(len(self.activations))
+        return [functools.cache(functools.partial(self._summands, place)) for place in places]
+
+    def _summands(self, place: int) -> Summands:
+        activation, labels = self.activations[place], self.labels[place]
+        variants, dim = self.variants[place], self.channel_dims[place]
+        change = _changes(activation, labels, variants, dim)
+        if len(variants) > 1:  # what is taken as a whole is taken once
+            above, below = labels.chunk(2, dim=1)
+            below = below.masked_fill(_is_whole(labels), self.n_groups)
+            labels = torch.cat([above, below], 1)
+        return Summands.of(activation, change, labels, dim, self.n_groups, self.cumulative)
 
     def float(self) -> Ablation:
         """The same ablation in float32."""
@@ -216,7 +216,7 @@ class Summed:
         """Bytes of one ablated copy."""
         return self.output.numel() * self.output.element_size()
 
-    def summands(self) -> list[Summands]:
+    def summands(self) -> list[Callable[[], Summands]]:
         """None, because the copies are sums already."""
         return []
 
