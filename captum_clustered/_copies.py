@@ -42,6 +42,7 @@ __all__ = [
     "loud",
     "opposite",
     "plans",
+    "scale_of",
     "tolerance",
     "watched",
 ]
@@ -195,6 +196,18 @@ def loud(tensor: Tensor) -> Tensor:
 def opposite(tensor: Tensor) -> Tensor:
     """The tensor with all its values four times as large, and of the other sign."""
     return -4 * tensor
+
+
+def scale_of(output: Any, scores: Tensor) -> Tensor:
+    """The size of what a model returns for each example, `(N,)`: of all scores if it has several.
+
+    Args:
+        output (Any): What the model returned.
+        scores (Tensor): The scores that were taken of it, `(N,)` or `(1,)`.
+    """
+    if isinstance(output, Tensor) and output.ndim > 1:
+        return output.detach().abs().flatten(1).amax(1).to(scores.dtype)
+    return scores.abs()
 
 
 def tolerance(scale: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:

@@ -315,6 +315,25 @@ def test_an_axis_as_long_as_the_batch_of_copies_is_not_taken_for_it():
         cam.explain(x, TARGET, perturbations_per_eval=chunk)
 
 
+class Darker(Net):
+    """The darker an image, the higher its score: a masked one has it a hundred times as high."""
+
+    def forward(self, x):
+        self.conv(x)
+        score = (10 - 10 * x.mean((1, 2, 3))).exp()[:, None]
+        return score * (1 + 1e-6 * (len(x) > 1))  # another order of summation in a batch
+
+
+def test_rounding_of_a_large_score_is_no_sign_that_copies_mix():
+    model = Darker().eval()
+    x = 0.8 + 0.2 * _images(1).clamp(0, 1)
+    cam = ClusteredLayerScore(model, model.conv, n_clusters=4, score="identity")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that each copy has a pass of its own
+        found = cam.explain(x, 0)
+    assert found.masked_scores.max() > 100 * model(x)
+
+
 def test_the_progress_bar_ends_at_its_total(capsys):
     model = Net(doubled_if_any_is_weak).eval()
     cam = LayerScoreCam(model, model.conv)

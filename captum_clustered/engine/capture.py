@@ -40,7 +40,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from captum_clustered._copies import tolerance
+from captum_clustered._copies import scale_of, tolerance
 from captum_clustered._layout import LayoutMatters, Overheard, channels_last, unheard
 from captum_clustered.engine.calls import Call, LayerIO, tensors_in, versions
 from captum_clustered.engine.effects import Held, effects, held
@@ -114,8 +114,12 @@ class FirstPass:
     @property
     def tolerance(self) -> Tensor:
         """How much a score may differ by rounding, `(N,)` or `(1,)`."""
+        return self.rounding(self.scale)
+
+    def rounding(self, scale: Tensor) -> Tensor:
+        """How much scores of some size may differ by rounding."""
         dtypes = [self.scores.dtype, *(tensor.dtype for tensor in self.activations)]
-        return tolerance(self.scale, dtypes)
+        return tolerance(scale, dtypes)
 
 
 def capture(
@@ -203,7 +207,7 @@ def _run(
         activations=activations[0],
         scores=scores,
         output=output.detach() if isinstance(output, Tensor) else output,
-        scale=_scale(output, scores.detach()),
+        scale=scale_of(output, scores.detach()),
         prefix=settled(recorder.prefix, io.layer, whole),
         whole=whole,
         output_shape=output.shape if isinstance(output, Tensor) else None,
@@ -257,12 +261,6 @@ def _scores(output: Any, target: Tensor | None, n: int) -> Tensor:
     scores = example_scores(output, target, n)
     # the model may have enabled gradients for itself
     return scores if torch.is_grad_enabled() else scores.detach()
-
-
-def _scale(output: Any, scores: Tensor) -> Tensor:
-    if isinstance(output, Tensor) and output.ndim > 1:
-        return output.detach().abs().flatten(1).amax(1).to(scores.dtype)
-    return scores.abs()
 
 
 def _holds(call: Call, tensor: Tensor) -> bool:

@@ -25,6 +25,7 @@ from captum_clustered._copies import (
     loud,
     opposite,
     plans,
+    scale_of,
     watched,
 )
 from captum_clustered._layout import Layout
@@ -125,7 +126,10 @@ class Copies:
         values = self._batch([loud, _unchanged], start, [opposite])
         k = len(values[0]) // self.first.model.n
         args = self.first.model.args
-        one = select(self.run(self._only(0), 1, frozenset()), self.first.target)  # (N,)
+        alone = self.run(self._only(0), 1, frozenset())
+        one = select(alone, self.first.target)  # (N,)
+        # rounding grows with the scores, and a copy may have much larger ones
+        rough = torch.maximum(self.first.tolerance, self.first.rounding(scale_of(alone, one)))
 
         def run(repeated: frozenset[int]) -> Any:  # the model may write into what it gets
             return self.run([value.clone() for value in values], k, repeated)
@@ -134,7 +138,7 @@ class Copies:
             return [*values, *(args[place] for place in sorted(repeated))]
 
         def judge(output: Any) -> Tensor | str:
-            return self._compared(output, k, {1: self.first.scores, 2: one})
+            return self._compared(output, k, {**self._plain_at(1), 2: (one, rough)})
 
         choices = list(plans(args, self.first.model.n, self.certain))
         shared = self.layout.checked(
@@ -165,8 +169,7 @@ class Copies:
                 output = self.run(batch, k, shared.repeated)
         except Parted as parted:
             return str(parted)
-        known = {len(groups): self.first.scores} if riding else {}
-        scores = self._compared(output, k, known)
+        scores = self._compared(output, k, self._plain_at(len(groups)) if riding else {})
         return scores if isinstance(scores, str) else scores[: len(groups)]
 
     def _batch(self, before: list[_Made], groups: range, behind: list[_Made]) -> list[Tensor]:
@@ -178,15 +181,27 @@ class Copies:
             for some, plain in zip(self.make(groups), self.plain, strict=True)
         ]
 
-    def _compared(self, output: Any, k: int, known: Mapping[int, Tensor]) -> Tensor | str:
-        """The scores of all copies, or what speaks against them."""
+    def _plain_at(self, copy: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """What an unchanged copy must get."""
+        return {copy: (self.first.scores, self.first.tolerance)}
+
+    def _compared(
+        self, output: Any, k: int, known: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> Tensor | str:
+        """The scores of all copies, or what speaks against them.
+
+        Args:
+            output (Any): What the model returned.
+            k (int): Number of copies.
+            known (mapping): Of some copies what they must get, and how much rounding may change.
+        """
         first = self.first
         n = first.model.n
         shape = tuple(output.shape) if isinstance(output, Tensor) else None
         if shape != (k * n, *(first.output_shape or ())[1:]):
             return f"the output has the shape {shape} for {k} copies of {n} examples"
         raw = select(output, repeat_target(first.target, k)).reshape(k, n)
-        if not all(agree(raw[copy], alone, first.tolerance) for copy, alone in known.items()):
+        if not all(agree(raw[copy], *alone) for copy, alone in known.items()):
             return MIXES
         return self._score(output, k)
 
