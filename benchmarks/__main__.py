@@ -101,7 +101,7 @@ def runtime(
         "seconds": budget,
     }
     path = results.collect(
-        "runtime",
+        "core" if core else "runtime",
         out,
         settings,
         found,
@@ -109,7 +109,7 @@ def runtime(
         say,
     )
     if core:
-        typer.echo(page({"runtime": results.read(path.parent)["runtime"]}))
+        typer.echo(page({"core": results.read(path.parent)["core"]}))
 
 
 @app.command()

@@ -69,7 +69,7 @@ def _mib(nbytes: int) -> str:
 
 
 def _runtime(found: Mapping[str, Any]) -> list[str]:
-    parts = [
+    return [
         "The methods take turns in rounds. A time is the median of the rounds, a ratio the median "
         "of the rounds' ratios, with the quartiles in brackets. *Images* is the number of images "
         "that went through the first and through the last layer with weights. *Floor* is the time "
@@ -80,7 +80,12 @@ def _runtime(found: Mapping[str, Any]) -> list[str]:
         f"differs by more than {TOLERANCE:.0%} of the largest value), so the times cannot be "
         "compared.",
         *_overview(found),
+        *_cases(found),
     ]
+
+
+def _cases(found: Mapping[str, Any]) -> list[str]:
+    parts = []
     for case, rows in grouped(found["rows"]):
         parts.append(f"### {case_title(case, rows)}")
         base = next((row["ratio"]["to"] for row in rows if row["ratio"]), "")
@@ -89,6 +94,14 @@ def _runtime(found: Mapping[str, Any]) -> list[str]:
         parts += _footnotes(rows)
         parts += [_profile(row) for row in rows if row.get("profile")]
     return parts
+
+
+def _core(found: Mapping[str, Any]) -> list[str]:
+    return [
+        "A few cases beside Captum only, measured in one run, with the operations that take the "
+        "time. *Images* and *floor* are as in the section Time.",
+        *_cases(found),
+    ]
 
 
 def _profile(row: Row) -> str:
@@ -537,6 +550,7 @@ def _share(number: int, rows: Sequence[Row]) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "runtime": ("Time", _runtime),
+    "core": ("Time of the core cases", _core),
     "memory": ("Memory", _memory),
     "scaling": ("Scaling", _scaling),
     "faithfulness": ("Faithfulness", _faithfulness),
