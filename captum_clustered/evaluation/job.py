@@ -445,7 +445,7 @@ def _notes(
     compared, loaded = config["compared"], prepared.loaded
     cases = len({item.case for item in items if item.case is not None})
     drawn = f"{cases} cases" if cases else "images"
-    kind = "normal" if (cases or len(items)) >= MANY else "percentile bootstrap"
+    kind = "normal," if (cases or len(items)) >= MANY else "a percentile bootstrap"
     rates = "is found in the same way" if cases else "is Wilson's score interval"
     target = compared["target"]
     judged = f"the {target} class"
@@ -458,7 +458,7 @@ def _notes(
         f"{compared['layer']}.",
         f"Judged by the {compared['score']} score of {judged}; hidden pixels {filled}; "
         "maps are enlarged linearly and scaled from minimum to maximum.",
-        f"The 95 % interval of a mean is a {kind} interval over {drawn}, that of a rate {rates}. "
+        f"The 95 % interval of a mean is {kind} over {drawn}, that of a rate {rates}. "
         "Where all values are equal, an interval of a mean has no width, which is no certainty.",
         *(f"{metric.title}: {metric.meaning}." for metric in metrics.values() if metric.meaning),
         "A larger area alone lowers ADC, so compare maps of similar area.",
