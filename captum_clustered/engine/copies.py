@@ -30,7 +30,7 @@ from captum_clustered._copies import (
 )
 from captum_clustered._layout import Layout
 from captum_clustered.engine.model import chunks
-from captum_clustered.targets import repeat_target, select
+from captum_clustered.targets import as_scores, repeat_target, select
 
 if TYPE_CHECKING:
     from captum_clustered._copies import Shared
@@ -126,7 +126,7 @@ class Copies:
         values = self._batch([loud, _unchanged], start, [opposite])
         k = len(values[0]) // self.first.model.n
         args = self.first.model.args
-        alone = self.run(self._only(0), 1, frozenset())
+        alone = as_scores(self.run(self._only(0), 1, frozenset()))
         one = select(alone, self.first.target)  # (N,)
         # rounding grows with the scores, and a copy may have much larger ones
         rough = torch.maximum(self.first.tolerance, self.first.rounding(scale_of(alone, one)))
