@@ -111,12 +111,13 @@ def find_layer(
         found = _read_as(own[0], inputs.shape, _frames(runs, inputs.shape), _axes(runs))
     if found is None:
         return TargetLayer(layer, name)  # if it cannot be explained, the explainer says why
-    if not _is_placed(own[0], found, _parameters_among(model, inputs)):
+    of_tokens = found.reshape_transform is not None
+    if of_tokens and not _is_placed(own[0], found, _parameters_among(model, inputs)):
         raise ValueError(
             "`name` must be a layer whose maps or tokens lie on the image; got "
-            f"{name}, whose {_tokens_of(own[0].shape)} tokens begin, all or some of those behind "
-            "the first, as parameters that ask the image, so that they have no place in it. Take "
-            "a layer before they do, or name='auto'."
+            f"{name}, of whose {_tokens_of(own[0].shape)} tokens some begin as parameters of the "
+            "model, a class token aside, and have no place in the image. Take an earlier layer, or "
+            "name='auto'."
         )
     if not _matters(model, found, inputs, output):
         warn(
@@ -400,7 +401,7 @@ def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) 
 
     def changes(given: Tensor) -> bool:
         # what cannot run so is not refused
-        with _evaluated(model), suppress(RuntimeError), lent(model) as lent_model:
+        with _evaluated(model), suppress(Exception), lent(model) as lent_model:
             after = _scores(lent_model(given))
             return after is None or not torch.equal(before, after)
         return True
@@ -444,13 +445,13 @@ def _parameters_among(model: nn.Module, inputs: Tensor) -> dict[int, Tensor]:
             hook.remove()
 
     # what cannot run so is not refused
-    with _evaluated(model), suppress(RuntimeError), lent(model) as lent_model:
+    with _evaluated(model), suppress(Exception), lent(model) as lent_model:
         lent_model.settled(noted, lambda: (images.clone(),))
     return fixed
 
 
 def _is_placed(run: _Run, found: TargetLayer, fixed: Mapping[int, Tensor]) -> bool:
-    """Whether all that is read as a grid begins as parts of the image."""
+    """Whether all tokens that are read as a grid begin as parts of the image."""
     number = _tokens_of(run.shape)
     if found.reshape_transform is None or number is None or number not in fixed:
         return True

@@ -457,7 +457,7 @@ def test_latents_are_not_the_layer():
 
 
 def test_latents_that_are_chosen_are_refused():
-    with pytest.raises(ValueError, match=r"lie on the image; got norm, whose 16 tokens begin, all"):
+    with pytest.raises(ValueError, match=r"got norm, of whose 16 tokens some begin as"):
         find_layer(Latents().eval(), "norm", torch.rand(1, 1, 32, 32))
 
 
@@ -470,8 +470,26 @@ def test_tokens_with_parameters_behind_them_are_no_grid():
 
     model, x = Detecting().eval(), torch.rand(1, 1, 16, 16)
     assert find_layer(model, inputs=x).name == "patch"
-    with pytest.raises(ValueError, match=r"got norm, whose 25 tokens begin, all or some of those"):
+    with pytest.raises(ValueError, match=r"got norm, of whose 25 tokens some begin as parameters"):
         find_layer(model, "norm", x)
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, RuntimeError])
+@pytest.mark.parametrize("name", ["patch", "norm", "auto"])
+def test_a_model_that_takes_no_other_values_has_its_layer(name, error):
+    class Choosy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.norm = nn.Conv2d(1, 8, 8, 8), nn.LayerNorm(8)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            if x.min() < 0 or x.max() > 1:
+                raise error("pixels must lie in [0, 1]")
+            return self.head(self.norm(self.patch(x).flatten(2).mT).mean(1))
+
+    found = find_layer(Choosy().eval(), name, torch.rand(1, 1, 32, 32))
+    assert found.name == ("norm" if name == "auto" else name)
 
 
 def test_places_that_a_module_makes_of_numbers_make_no_latents():
