@@ -139,7 +139,7 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
                 "mobilenet_v3_large",
                 _vision("mobilenet_v3_large"),
                 _IMAGE,
-                ("features", "features.12"),
+                ("features", "features.15", "features.12"),
             ),
             Network("efficientnet-lite0", _lite0, _IMAGE, ("_bn1", "_blocks.10")),
             Network(

@@ -32,6 +32,8 @@ _CORE = {
     "resnet50/layer4/8": False,
     "resnet50/layer3/1": False,
     "mobilenet_v3_large/features/8": False,
+    "mobilenet_v3_large/features.15/1": False,
+    "mobilenet_v3_large/features.15/8": False,
     "vit_b_16/encoder.layers.encoder_layer_11.ln_1/1": False,
 }
 """The cases that show in minutes, on any device, how the library stands beside Captum, without the

@@ -77,6 +77,7 @@ class FirstPass:
         mixes (bool): Whether a module normalises over the batch in evaluation mode, too.
         rectified (bool): Whether the layer's value is known to be nowhere negative, because it is
             the very output of a ReLU or the like. It is known without reading a value.
+        largest (int): Bytes of the largest value that a module behind the layer returned.
         sites (tuple[Site, ...]): Places further on that are as good as the layer, the last first: a
             linear layer, and the last module before it that treats each map alone.
         maps (list[Tensor]): The activations as `(N, C, *spatial)`, added by the explainer.
@@ -97,6 +98,7 @@ class FirstPass:
     stochastic: bool
     mixes: bool
     rectified: bool
+    largest: int
     sites: tuple[Site, ...]
     maps: list[Tensor]
     gradients: list[Tensor]
@@ -214,6 +216,7 @@ def _run(
         stochastic=any(map(_is_stochastic, recorder.numbers)),
         mixes=any(map(mixes, recorder.numbers)),
         rectified=all(rectified),
+        largest=recorder.largest,
         sites=recorder.follower.found(recorder.numbers),
         maps=[],
         gradients=[],
@@ -312,6 +315,7 @@ class _Recorder:
         self.frames: list[list[Call]] = [[]]
         self.open: list[_Open] = []
         self.follower = Follower(io)
+        self.largest = 0
         self.last_rectified: tuple[weakref.ref[Tensor], list[int | None]] | None = None
 
     @contextmanager
@@ -374,6 +378,8 @@ class _Recorder:
                 self.follower.watch(Call(self.io.layer, -1, args[0], [], versions(args[0])))
 
     def _after(self, module: nn.Module, kwargs: Any, output: Any) -> None:
+        if self.begun and isinstance(output, Tensor):
+            self.largest = max(self.largest, output.nbytes)
         if self.begun and not self.follower.active:
             return
         begun = self.open.pop()

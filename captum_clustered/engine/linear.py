@@ -64,6 +64,40 @@ class LinearMap:
         """What it makes of a value, by its own weight or by a part of it."""
         return self.func(value, weight, bias, **self.settings)
 
+    def matrix(self, value: Tensor) -> Tensor | None:
+        """The value as a matrix, `(maps, places)`, with the places of the output.
+
+        None if an output takes more than one place, as with a kernel of 3 x 3.
+
+        Args:
+            value (Tensor): Of one example, with any number of maps.
+        """
+        if self.func is functional.linear:
+            return value.flatten(0, -2).T
+        padding, stride = self.settings.get("padding", 0), self.settings.get("stride", 1)
+        padded = padding == "same" or (padding != "valid" and any(_each(padding)))
+        if padded or self.weight[0, 0].numel() > 1:
+            return None
+        steps = _each(stride) * (1 if len(_each(stride)) > 1 else value.ndim - 2)
+        return value[0][(slice(None), *(slice(None, None, step) for step in steps))].flatten(1)
+
+    def less(self, before: Tensor, own: Tensor, weight: Tensor, out: Tensor) -> None:
+        """Writes what is left of an output without some maps, in one step and no other memory.
+
+        Args:
+            before (Tensor): The output for one example.
+            own (Tensor): `(maps, places)`, from :meth:`matrix`.
+            weight (Tensor): `(F, maps, …)`.
+            out (Tensor): Where it is written, like `before` and contiguous.
+        """
+        weight = weight.flatten(1)
+        if self.func is functional.linear:
+            before, out = before.flatten(0, -2), out.view(-1, len(weight))  # (places, F)
+            torch.addmm(before, own.T, weight.T, alpha=-1, out=out)
+        else:
+            before, out = before.flatten(1), out.view(len(weight), -1)  # (F, places)
+            torch.addmm(before, weight, own, alpha=-1, out=out)
+
     def same(self, other: LinearMap) -> bool:
         """Whether another call did the same."""
         tensors = self.weight is other.weight and self.bias is other.bias
@@ -83,6 +117,10 @@ class LinearMap:
             return maps == value.ndim - 1 and self.weight.ndim == 2
         plain = self.settings.get("groups", 1) == 1 and value.ndim == self.weight.ndim
         return plain and (examples, maps) == (0, 1)
+
+
+def _each(setting: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (setting,) if isinstance(setting, int) else tuple(setting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,25 +215,30 @@ class Summands:
             *Tensor*: `(len(groups), *whole.shape)`.
         """
         examples, maps = axes
-        found = whole.new_empty(len(groups), *whole.shape)
+        shape = whole.select(examples, 0).shape
+        found = whole.new_empty(len(groups), whole.shape[examples], *shape)
         for n, (ends, drowned) in enumerate(zip(self.ends, self.drowned, strict=True)):
             # the parts that the groups take, one group after the other
             at = start = 0 if self.cumulative else ends[max(groups.start, 0)]
             parts = self.order[n, start : ends[groups.stop]]
             change = self.change.narrow(examples, n, 1).index_select(maps, parts)
             weight = linear.weight.index_select(1, parts % linear.weight.shape[1])
-            before = whole.narrow(examples, n, 1)
-            for group, one, copy in zip(groups, found, copies, strict=True):
-                one, size = one.narrow(examples, n, 1), ends[group + 1] - at
+            matrix = linear.matrix(change)  # (parts, places)
+            before = whole.select(examples, n)
+            for group, one, copy in zip(groups, found[:, n], copies, strict=True):
+                size = ends[group + 1] - at
                 if group >= 0 and drowned[group]:
                     copy = copy.narrow(examples, n, 1)
-                    one.copy_(linear(copy, linear.weight, linear.bias))
+                    one.copy_(linear(copy, linear.weight, linear.bias).select(examples, 0))
+                elif size and matrix is not None:
+                    own = matrix.narrow(0, at - start, size)
+                    linear.less(before, own, weight.narrow(1, at - start, size), one)
                 elif size:
                     own = change.narrow(maps, at - start, size)
                     part = linear(own, weight.narrow(1, at - start, size), None)
-                    torch.sub(before, part, out=one)
+                    torch.sub(before, part.select(examples, 0), out=one)
                 else:
                     one.copy_(before)
                 at += size
                 before = one if self.cumulative else before
-        return found
+        return found.movedim(1, examples + 1)

@@ -168,7 +168,9 @@ def _mapped(
         ablation = ablation.float()
     outputs = [call.handed_out(device) for call in prefix]
     # there is no group -1: the first copy stays whole
-    lots = chunks(range(-1, ablation.n_groups), how.chunk or fitting(ablation.nbytes, device))
+    # the part after the layer may hold larger values; after a site further on, fewer
+    nbytes = max(ablation.nbytes, first.largest if io is first.io else 0)
+    lots = chunks(range(-1, ablation.n_groups), how.chunk or fitting(nbytes, device))
     room = ablation.room(len(lots[0]))
     rules = Rules(ablation.summands())
 

@@ -103,6 +103,36 @@ class Grouped(Net):
         self.conv = nn.Conv2d(6, 4, 3, groups=2)
 
 
+class StridedPoints(Net):
+    def body(self, maps):
+        some = functional.conv2d(maps, self.down.weight, stride=(2, 3))
+        return some + functional.conv2d(maps, self.down.weight, stride=2)[..., :2].square()
+
+
+class PaddedPoints(Net):
+    def body(self, maps):
+        some = functional.conv2d(maps, self.down.weight, padding=1)[..., 1:-1, 1:-1]
+        return some + functional.conv2d(maps, self.down.weight, padding="same")
+
+
+class OneAxis(Net):
+    def body(self, maps):
+        return functional.conv1d(maps.flatten(2), self.down.weight[..., 0], stride=3)[..., None]
+
+
+class OnceMore(Net):
+    def body(self, maps):
+        return functional.conv2d(maps, self.down.weight, self.down.bias, 2, "valid") + 1
+
+
+class AroundTheExamples(Net):
+    """The axis of examples lies between two others that stay."""
+
+    def body(self, maps):
+        weight = self.down.weight.flatten(1)
+        return functional.linear(maps.permute(2, 0, 3, 1), weight).permute(1, 3, 0, 2)
+
+
 class Sequence(Net):
     def body(self, maps):
         tokens = maps.flatten(2).transpose(1, 2)  # (N, H * W, C)
@@ -177,7 +207,8 @@ def calls(monkeypatch):
 SUMS = {
     Net: 1, Residual: 2, Strided: 1, Identity: 1, InPlaceAfterwards: 1, InPlaceBefore: 0,
     InPlaceInAView: 0, WeightsOfTheMaps: 0, NormOfTheMaps: 1, Grouped: 0, Sequence: 1, LastAxis: 1,
-    OtherAxis: 0, Joined: 0, Flat: 0, Changing: 3,
+    OtherAxis: 0, Joined: 0, Flat: 0, Changing: 3, StridedPoints: 2, PaddedPoints: 2, OnceMore: 1,
+    OneAxis: 1, AroundTheExamples: 1,
 }  # fmt: skip
 """How many sums over the layer's maps each of them takes."""
 
