@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+
+from torch.nn.parameter import is_lazy
 
 from captum_clustered._borrow import lent
 from captum_clustered._modules import find_module, named
@@ -166,7 +169,8 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     inputs = _two(inputs)
     runs, output = _watch(model, inputs)
     once = {module for module, times in Counter(run.module for run in runs).items() if times == 1}
-    once -= {part for run in runs if run.is_attention for part in run.module.modules()}
+    attentions = _attentions(model, runs)
+    once -= {part for run in attentions for part in run.module.modules()}
     last_weights = max((run.begin for run in runs if run.has_weights), default=-1)
     n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
     frames, axes = _frames(runs, inputs.shape), _axes(runs)
@@ -192,7 +196,8 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         numbers = {_tokens_of(run.shape) for run in latents}
         numbers |= {number for number, some in fixed.items() if bool(some.all())}
         runs = [run for run in runs if _tokens_of(run.input_shape) not in numbers]
-    for best in _candidates(maps, tokens, runs, once):
+    begins = [run.begin for run in attentions if run in runs]
+    for best in _candidates(maps, tokens, begins, runs, once):
         if _matters(model, best, inputs, output):
             return best
     raise ValueError(
@@ -206,6 +211,7 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
 def _candidates(
     maps: list[tuple[_Run, TargetLayer]],
     tokens: list[tuple[_Run, TargetLayer]],
+    attentions: list[int],
     runs: list[_Run],
     once: set[nn.Module],
 ) -> Iterator[TargetLayer]:
@@ -215,11 +221,11 @@ def _candidates(
     """
     while True:
         begun = maps[-1][0].end if maps else -1
-        attentions = [run.begin for run in runs if run.is_attention and run.begin > begun]
-        yield from _among_tokens([pair for pair in tokens if pair[0].end > begun], attentions)
+        later = [begin for begin in attentions if begin > begun]
+        yield from _among_tokens([pair for pair in tokens if pair[0].end > begun], later)
         if not maps:
             return
-        if len(attentions) < 2:  # a single one may be attention pooling
+        if len(later) < 2:  # a single one may be attention pooling
             yield _pooled(*maps[-1], runs, once)
         maps = maps[:-1]
 
@@ -310,10 +316,20 @@ class _Run:
     def has_weights(self) -> bool:
         return next(self.module.parameters(recurse=False), None) is not None
 
-    @property
-    def is_attention(self) -> bool:
-        kind = type(self.module).__name__.lower()
-        return "attention" in kind or "attn" in kind
+
+def _attentions(model: nn.Module, runs: Sequence[_Run]) -> list[_Run]:
+    """The calls of attention, by name.
+
+    What holds most of the weights is no attention but a network around one: each level of MONAI's
+    `AttentionUnet` is an `AttentionLayer` that holds all levels below.
+    """
+
+    def weights(module: nn.Module) -> int:
+        return sum(weight.numel() for weight in module.parameters() if not is_lazy(weight))
+
+    named = [run for run in runs if re.search("attention|attn", type(run.module).__name__.lower())]
+    most = weights(model) / 2
+    return [run for run in named if weights(run.module) <= most]
 
 
 def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:

@@ -447,6 +447,24 @@ class Latents(nn.Module):
         return self.head(latents.mean(1))
 
 
+def test_a_network_around_an_attention_is_none():
+    class AttentionLayer(nn.Module):  # a level of a U-net, as in MONAI's AttentionUnet
+        def __init__(self, wide, below):
+            super().__init__()
+            self.down = nn.Conv2d(wide, 2 * wide, 3, stride=2, padding=1)
+            self.below = below
+            self.up = nn.ConvTranspose2d(2 * wide, wide, 2, stride=2)
+            self.attention = nn.Sequential(nn.Conv2d(wide, 1, 1), nn.Sigmoid())
+
+        def forward(self, x):
+            return x * self.attention(self.up(self.below(self.down(x))))
+
+    levels = AttentionLayer(4, AttentionLayer(8, nn.Conv2d(16, 16, 3, padding=1)))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), levels, *head)
+    assert find_target_layer(model, torch.rand(1, 1, 16, 16)).name == "1"
+
+
 def test_latents_are_not_the_layer():
     model = Latents().eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
