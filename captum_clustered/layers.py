@@ -19,7 +19,6 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-
 from torch.nn.parameter import is_lazy
 
 from captum_clustered._borrow import lent
