@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,5 +113,6 @@ def as_model(forward_func: Lent, inputs: Any, additional: Any) -> Model:
 
 
 def chunks(groups: range, size: int) -> list[range]:
-    """Splits the groups into ranges of at most `size`."""
+    """Splits the groups into ranges of at most `size`, as few and as equal as can be."""
+    size = math.ceil(len(groups) / math.ceil(len(groups) / size)) if len(groups) else size
     return [groups[start : start + size] for start in range(0, len(groups), size)]
