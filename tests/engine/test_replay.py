@@ -191,22 +191,44 @@ def test_the_suffix_path_can_be_insisted_on():
         _explain(model, model.conv, replay="suffix")
 
 
-def test_memory_is_bounded_by_the_budget(monkeypatch):
-    model, sizes = small_models.split_cnn(), []
-    budget = 5 * 2 * 6 * 36 * 8  # five copies of the layer's output
+class Wider(nn.Module):
+    """Ten times as many maps behind the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wide = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 60, 1)
+
+    def forward(self, x):
+        return self.wide(self.conv(x)).relu().mean((2, 3))
+
+
+def _copies_at_a_time(model, layer, budget, monkeypatch):
+    sizes = []
     monkeypatch.setitem(_layout.BUDGET, "cpu", budget)
     without = switching.Ablation.without
 
     def spy(self, groups, room=None):
-        copies = without(self, groups, room)
-        sizes.append(sum(tensor.nbytes for tensor in copies))
-        return copies
+        sizes.append(len(groups))
+        return without(self, groups, room)
 
     monkeypatch.setattr(switching.Ablation, "without", spy)
-    result = _explain(model, model[0])
-    copies = result.ablated_scores.shape[1] + 1
-    assert copies > 5
-    assert sizes == [budget, budget // 5 * (copies - 5)]
+    result = _explain(model, layer)
+    assert sum(sizes) == result.ablated_scores.shape[1] + 1  # one stays whole
+    return sizes
+
+
+def test_memory_is_bounded_by_the_budget(monkeypatch):
+    model = small_models.split_cnn()
+    copy = 2 * 6 * 36 * 8  # bytes of the layer's output
+    sizes = _copies_at_a_time(model, model[0], 5 * copy + copy // 2, monkeypatch)
+    assert sizes == [3, 3]  # as few as can be, and as equal
+
+
+def test_memory_is_bounded_by_the_largest_value_behind_the_layer(monkeypatch):
+    model = _model(Wider)
+    largest = model.wide(model.conv(X)).nbytes
+    sizes = _copies_at_a_time(model, model.conv, 2 * largest, monkeypatch)
+    assert max(sizes) == 2
 
 
 class Remembers(nn.Module):
