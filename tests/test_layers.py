@@ -459,9 +459,12 @@ def test_a_network_around_an_attention_is_none():
         def forward(self, x):
             return x * self.attention(self.up(self.below(self.down(x))))
 
+    class AttentionUnet(nn.Sequential):
+        pass
+
     levels = AttentionLayer(4, AttentionLayer(8, nn.Conv2d(16, 16, 3, padding=1)))
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), levels, *head)
+    model = AttentionUnet(nn.Conv2d(1, 4, 3, padding=1), levels, *head)
     assert find_target_layer(model, torch.rand(1, 1, 16, 16)).name == "1"
 
 
