@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -21,10 +21,17 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
-from captum_clustered._borrow import lent
+from captum_clustered._borrow import Lent, lent
 from captum_clustered._modules import find_module, named
+from captum_clustered._trials import (
+    in_rows,
+    matters,
+    parameters_among,
+    shape_of,
+    tokens_of,
+)
 from captum_clustered._warn import warn
-from captum_clustered.engine.calls import LayerIO, flatten, versions
+from captum_clustered.engine.calls import LayerIO, versions
 from captum_clustered.heatmap import vit_reshape_transform
 
 __all__ = ["TargetLayer", "find_finer_layer", "find_layer", "find_target_layer"]
@@ -59,6 +66,11 @@ class TargetLayer:
         return keywords.get("prefix_tokens", 0)
 
     @property
+    def io(self) -> LayerIO:
+        """The layer, and which side of it."""
+        return LayerIO(self.layer, self.at_input)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How an explainer has to read the layer, as its keyword arguments."""
         return {"channel_dim": self.channel_dim, "reshape_transform": self.reshape_transform}
@@ -87,8 +99,8 @@ def find_layer(
     Raises:
         TypeError: If `name` is neither a string nor a module.
         ValueError: If the model has no such layer (the message lists similar names), or none was
-            found for ``"auto"``; or if there are no `inputs`, and the model does not take images of
-            three channels.
+            found for ``"auto"``; if the layer's tokens do not lie on the image row by row; or
+            if there are no `inputs`, and the model does not take images of three channels.
 
     Example::
 
@@ -114,14 +126,21 @@ def find_layer(
     if found is None:
         return TargetLayer(layer, name)  # if it cannot be explained, the explainer says why
     of_tokens = found.reshape_transform is not None
-    if of_tokens and not _is_placed(own[0], found, _parameters_among(model, inputs)):
+    if of_tokens and not _is_placed(own[0], found, parameters_among(partial(_lent, model), inputs)):
         raise ValueError(
             "`name` must be a layer whose maps or tokens lie on the image; got "
-            f"{name}, of whose {_tokens_of(own[0].shape)} tokens some begin as parameters of the "
+            f"{name}, of whose {tokens_of(own[0].shape)} tokens some begin as parameters of the "
             "model, a class token aside, and have no place in the image. Take an earlier layer, or "
             "name='auto'."
         )
-    if not _matters(model, found, inputs, output):
+    if not _in_rows(model, found, inputs[:1]):
+        raise ValueError(
+            "`name` must be a layer whose tokens lie on the image row by row; got "
+            f"{name}, whose tokens change elsewhere than the image does. Give an explainer this "
+            "layer with a `reshape_transform` that puts the tokens of its windows in their places, "
+            "or take name='auto'."
+        )
+    if not matters(partial(_lent, model), found.io, found.prefix_tokens, inputs, output):
         warn(
             f"Layer {name} gives maps that cannot change what the model returns, so that a heat "
             "map of them means nothing. Behind the last attention of a transformer, for example, "
@@ -143,11 +162,12 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
       module that does.
     - Tokens that begin as parameters, as the latents of a Perceiver do, have no place in the image.
       Then it is the last layer before them.
+    - Tokens that lie on the image in another order than row by row, as inside Hiera, are not taken.
     - Where the maps are other values, what the model returns must be other values too. If it is
       not, the layer before is taken.
 
-    The model runs twice, seldom more often, without gradients and in evaluation mode; then its
-    modes are restored.
+    The model runs twice, and some four times more where it has tokens, without gradients and in
+    evaluation mode; then its modes are restored.
 
     Args:
         model (nn.Module): A model that classifies.
@@ -187,17 +207,18 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         elif not (_channels(run, found) == n_classes and run.end > last_weights):
             maps.append((run, found))  # not the map per class that SqueezeNet ends with
     if tokens:
-        fixed = _parameters_among(model, inputs)
+        fixed = parameters_among(partial(_lent, model), inputs)
         latents = [run for run, found in tokens if not _is_placed(run, found, fixed)]
         # tokens behind them are made of them
         first = min((run.begin for run in latents), default=math.inf)
         tokens = [pair for pair in tokens if pair[0].end < first]
-        numbers = {_tokens_of(run.shape) for run in latents}
+        numbers = {tokens_of(run.shape) for run in latents}
         numbers |= {number for number, some in fixed.items() if bool(some.all())}
-        runs = [run for run in runs if _tokens_of(run.input_shape) not in numbers]
+        runs = [run for run in runs if tokens_of(run.input_shape) not in numbers]
     begins = [run.begin for run in attentions if run in runs]
     for best in _candidates(maps, tokens, begins, runs, once):
-        if _matters(model, best, inputs, output):
+        changes = matters(partial(_lent, model), best.io, best.prefix_tokens, inputs, output)
+        if changes and _in_rows(model, best, inputs[:1]):
             return best
     raise ValueError(
         "`layer` could not be found: no module that runs once returns maps larger than one "
@@ -205,6 +226,42 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         f"an output of {_described(output)}. Pass the name of a layer; model.named_modules() lists "
         "them."
     )
+
+
+def _in_rows(model: Callable[..., Any], found: TargetLayer, images: Tensor, *others: Any) -> bool:
+    """Whether tokens that are read as a grid lie so in the image; maps always do."""
+    grid = found.reshape_transform
+    return grid is None or in_rows(partial(_lent, model), found.io, grid, images, *others)
+
+
+@contextmanager
+def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
+    """Evaluation mode, which a function has not, without gradients; then the modes are restored."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _lent(model: Callable[..., Any]) -> Iterator[Lent]:
+    """The model, lent in evaluation mode."""
+    with _evaluated(model), lent(model) as lent_model:
+        yield lent_model
+
+
+def _is_placed(run: _Run, found: TargetLayer, fixed: Mapping[int, Tensor]) -> bool:
+    """Whether all tokens that are read as a grid begin as parts of the image."""
+    number = tokens_of(run.shape)
+    if found.reshape_transform is None or number is None or number not in fixed:
+        return True
+    return not bool(fixed[number][found.prefix_tokens :].any())
 
 
 def _candidates(
@@ -248,7 +305,8 @@ def find_finer_layer(
             Default: False
 
     Returns:
-        *TargetLayer* or *None*: The finer layer, and how to read its output; None if there is none.
+        *TargetLayer* or *None*: The finer layer, and how to read its output; None if there is none,
+        or if its tokens do not lie on the image row by row.
 
     Example::
 
@@ -283,7 +341,8 @@ def find_finer_layer(
 
     usable = [run for run in before if times[run.module] == 1 and not _is_plumbing(run.module)]
     best = min(filter(is_finer, usable), key=lambda run: (depth(run), -run.end), default=None)
-    return None if best is None else _read_as(best, shape, frames, axes)
+    found = None if best is None else _read_as(best, shape, frames, axes)
+    return found if found is not None and _in_rows(model, found, *inputs) else None
 
 
 def _pixels(
@@ -352,7 +411,7 @@ def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
         if threading.get_ident() != owner:
             return
         first = args[0] if args else None
-        begun.append((next(clock), _shape(first), producers(first)))
+        begun.append((next(clock), shape_of(first), producers(first)))
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         nonlocal latest
@@ -362,7 +421,7 @@ def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
         begin, input_shape, input_from = begun.pop()
         end = next(clock)
         name = names.get(module, type(module).__name__)
-        runs.append(_Run(module, name, begin, end, _shape(output), input_shape, input_from))
+        runs.append(_Run(module, name, begin, end, shape_of(output), input_shape, input_from))
 
     known = model.named_modules() if isinstance(model, nn.Module) else ()
     names = {module: name for name, module in known}
@@ -381,125 +440,13 @@ def _watch(model: Callable[..., Any], *inputs: Any) -> tuple[list[_Run], Any]:
             for hook in hooks:
                 hook.remove()
 
-    with _evaluated(model), lent(model) as lent_model:
+    with _lent(model) as lent_model:
         output = lent_model.settled(watched, cloned)
     return runs, output
 
 
-@contextmanager
-def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
-    """Evaluation mode, which a function has not, without gradients; then the modes are restored."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _matters(model: nn.Module, found: TargetLayer, inputs: Tensor, output: Any) -> bool:
-    """Whether other values of the layer's maps change what the model returns.
-
-    Args:
-        model (nn.Module): The model.
-        found (TargetLayer): The layer, and how its maps are read.
-        inputs (Tensor): What the model ran on.
-        output (Any): What it returned.
-    """
-    before = _scores(output)
-    if before is None or before.is_meta:
-        return True  # there is nothing to compare
-
-    def changes(given: Tensor) -> bool:
-        # what cannot run so is not refused
-        with _evaluated(model), suppress(Exception), lent(model) as lent_model:
-            after = _scores(lent_model(given))
-            return after is None or not torch.equal(before, after)
-        return True
-
-    def disturb(tensors: list[Tensor]) -> list[Tensor]:
-        return [_disturbed(tensor, found.prefix_tokens) for tensor in tensors]
-
-    hook = LayerIO(found.layer, found.at_input).hook(disturb)
-    try:
-        changed = changes(inputs)
-    finally:
-        hook.remove()
-    # nothing changes what a new head of zeros returns
-    return changed or not changes(_disturbed(inputs))
-
-
-def _parameters_among(model: nn.Module, inputs: Tensor) -> dict[int, Tensor]:
-    """Which tokens begin as parameters and not as parts of the image, by the number of tokens.
-
-    These are the same for two different images where a module first takes them.
-    """
-    fixed: dict[int, Tensor] = {}
-    owner = threading.get_ident()
-
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        if not (args and isinstance(args[0], Tensor)) or threading.get_ident() != owner:
-            return
-        number = _tokens_of(_shape(args[0]))
-        # on the meta device there is nothing to compare
-        if number is not None and len(args[0]) == 2 and not args[0].is_meta:
-            fixed.setdefault(number, args[0][0].eq(args[0][1]).all(1))
-
-    images = torch.cat([inputs[:1], _disturbed(inputs[:1])])
-
-    def noted() -> Any:
-        fixed.clear()
-        hook = register_module_forward_pre_hook(note)
-        try:
-            return lent_model(images.clone())
-        finally:
-            hook.remove()
-
-    # what cannot run so is not refused
-    with _evaluated(model), suppress(Exception), lent(model) as lent_model:
-        lent_model.settled(noted, lambda: (images.clone(),))
-    return fixed
-
-
-def _is_placed(run: _Run, found: TargetLayer, fixed: Mapping[int, Tensor]) -> bool:
-    """Whether all tokens that are read as a grid begin as parts of the image."""
-    number = _tokens_of(run.shape)
-    if found.reshape_transform is None or number is None or number not in fixed:
-        return True
-    return not bool(fixed[number][found.prefix_tokens :].any())
-
-
-def _tokens_of(shape: tuple[int, ...] | None) -> int | None:
-    return shape[1] if shape is not None and len(shape) == 3 else None
-
-
-def _disturbed(values: Tensor, untouched: int = 0) -> Tensor:
-    """Quite other values; those of the first tokens stay."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(values.shape, generator=generator).to(values)
-    if untouched:
-        noise[:, :untouched] = 0
-    return values + noise * (1 + values.abs().amax())
-
-
-def _scores(output: Any) -> Tensor | None:
-    """The scores in what a model returned; often hidden states follow them."""
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    leaves = flatten(getattr(output, "logits", output))[0]
-    return next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
-
-
 def _described(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _pooled(maps: _Run, found: TargetLayer, runs: list[_Run], once: set[nn.Module]) -> TargetLayer:

@@ -530,6 +530,43 @@ def test_places_that_a_module_makes_of_numbers_make_no_latents():
 # What may be passed
 
 
+class Windows(nn.Module):
+    """The tokens of each window of 4 x 4 patches stay together, as in Hiera."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.patch, self.norm = nn.Conv2d(1, 8, 4, 4), nn.LayerNorm(8)
+        self.mlp, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        maps = self.patch(x)  # (N, 8, 12, 12)
+        windows = maps.unfold(2, self.size, self.size).unfold(3, self.size, self.size)
+        tokens = windows.flatten(2).mT
+        return self.head((tokens + self.mlp(self.norm(tokens))).mean(1))
+
+
+def test_tokens_of_windows_are_no_rows():
+    x = torch.rand(1, 1, 48, 48)
+    model = Windows(4).eval()
+    for name in ("norm", "mlp"):
+        with pytest.raises(ValueError, match=rf"image row by row; got {name}, whose tokens .*"):
+            find_layer(model, name, x)
+    assert find_layer(model, inputs=x).name == "patch"
+
+
+def test_tokens_in_rows_are_taken():
+    x = torch.rand(1, 1, 48, 48)
+    found = find_layer(Windows(1).eval(), "mlp", x)
+    assert found.reshape_transform(torch.zeros(1, 144, 8)).shape == (1, 8, 12, 12)
+
+
+def test_tokens_that_change_alike_are_taken_to_be_in_rows():
+    model = Windows(4).eval()
+    model.norm.register_forward_hook(lambda *args: args[2].mean(1, keepdim=True).expand(-1, 144, 8))
+    assert find_layer(model, "mlp", torch.rand(1, 1, 48, 48)).reshape_transform is not None
+
+
 def test_an_explainer_takes_the_name_of_a_layer():
     model, x = Strip().eval(), torch.rand(2, 3, 16, 16)
     wanted = ClusteredLayerAblation(model, model.mix, n_clusters=3).attribute(x, 1)

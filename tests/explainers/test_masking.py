@@ -397,7 +397,7 @@ def test_the_model_runs_on_as_many_images_as_fit_the_budget(explainer, monkeypat
     sizes.clear()
     monkeypatch.setitem(_layout.BUDGET, "cpu", 4 * 8 * x.nbytes)
     cam.explain(x, 0)
-    assert set(sizes[2:-1]) <= {2 * 4}
+    assert max(sizes) == 2 * 4
     assert sum(sizes) == 4 + 2 * (groups + 3)
     sizes.clear()
     cam.explain(x, 0, perturbations_per_eval=3)  # too few for a check

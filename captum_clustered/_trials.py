@@ -1,0 +1,189 @@
+"""What is learnt of a layer by running the model on other values.
+
+The modules tell which layer returns maps or tokens, but not whether these still reach what the
+model returns, nor whether each lies in the image where a heat map would paint it. So the model runs
+again with other values, at the layer or in a part of the image, and what changes is looked at. What
+cannot run so is not refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from captum_clustered.engine.calls import LayerIO, flatten
+
+if TYPE_CHECKING:
+    from captum_clustered._borrow import Lent
+
+__all__ = ["Lend", "in_rows", "matters", "parameters_among", "shape_of", "tokens_of"]
+
+_PROBES = (1 / 4, 5 / 8, 7 / 8, 3 / 8, 1 / 8)
+"""Where the image is changed, as shares of its sides: in each probe they begin with another one."""
+
+
+Lend = Callable[[], AbstractContextManager["Lent"]]
+"""Lends the model in evaluation mode, without gradients."""
+
+
+def matters(lend: Lend, io: LayerIO, prefix: int, inputs: Tensor, output: Any) -> bool:
+    """Whether other values of the layer's maps change what the model returns.
+
+    Args:
+        lend (callable): Lends the model.
+        io (LayerIO): The layer.
+        prefix (int): Number of tokens before those of the image.
+        inputs (Tensor): What the model ran on.
+        output (Any): What it returned.
+    """
+    before = _scores(output)
+    if before is None or before.is_meta:
+        return True  # there is nothing to compare
+
+    def changes(given: Tensor) -> bool:
+        with suppress(Exception), lend() as lent_model:
+            after = _scores(lent_model(given))
+            return after is None or not torch.equal(before, after)
+        return True
+
+    def disturb(tensors: list[Tensor]) -> list[Tensor]:
+        return [_disturbed(tensor, prefix) for tensor in tensors]
+
+    hook = io.hook(disturb)
+    try:
+        changed = changes(inputs)
+    finally:
+        hook.remove()
+    # nothing changes what a new head of zeros returns
+    return changed or not changes(_disturbed(inputs))
+
+
+def parameters_among(lend: Lend, inputs: Tensor) -> dict[int, Tensor]:
+    """Which tokens begin as parameters and not as parts of the image, by the number of tokens.
+
+    These are the same for two different images where a module first takes them.
+
+    Args:
+        lend (callable): Lends the model.
+        inputs (Tensor): What it takes; the first example is looked at.
+    """
+    fixed: dict[int, Tensor] = {}
+    owner = threading.get_ident()
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if not (args and isinstance(args[0], Tensor)) or threading.get_ident() != owner:
+            return
+        number = tokens_of(shape_of(args[0]))
+        # on the meta device there is nothing to compare
+        if number is not None and len(args[0]) == 2 and not args[0].is_meta:
+            fixed.setdefault(number, args[0][0].eq(args[0][1]).all(1))
+
+    images = torch.cat([inputs[:1], _disturbed(inputs[:1])])
+
+    def noted() -> Any:
+        fixed.clear()
+        hook = register_module_forward_pre_hook(note)
+        try:
+            return lent_model(images.clone())
+        finally:
+            hook.remove()
+
+    with suppress(Exception), lend() as lent_model:
+        lent_model.settled(noted, lambda: (images.clone(),))
+    return fixed
+
+
+def in_rows(
+    lend: Lend,
+    io: LayerIO,
+    grid: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *others: Any,
+) -> bool:
+    """Whether tokens lie in the image where a grid has them.
+
+    Some models keep the tokens of a window together, as Hiera does, and a grid of rows would paint
+    them elsewhere. A small part of the image is changed, in five places in turn. If most times the
+    token of that place changes by less than a quarter of what another one does, tokens lie
+    elsewhere. (Some may lie in their places by chance.)
+
+    Args:
+        lend (callable): Lends the model.
+        io (LayerIO): The layer, which gives tokens.
+        grid (callable): Makes maps `(N, C, *spatial)` of them.
+        images (Tensor): `(N, C, *spatial)`. The first is looked at.
+        *others (Any): What else the model takes.
+    """
+    found: list[Tensor] = []
+
+    def keep(tensors: list[Tensor]) -> None:
+        found.append(grid(tensors[0].detach()).clone())
+
+    def maps(given: Tensor) -> Tensor:
+        found.clear()
+        lent_model(given, *others)
+        return found[0]
+
+    hook = io.hook(keep)
+    try:
+        with suppress(Exception), lend() as lent_model:
+            before = lent_model.settled(
+                lambda: maps(images.clone()), lambda: (images.clone(), *others)
+            )
+            if before.is_meta or before.ndim != images.ndim:
+                return True
+            elsewhere = 0
+            for first in range(len(_PROBES)):
+                shares = [_PROBES[(first + axis) % len(_PROBES)] for axis in range(images.ndim - 2)]
+                cell = [int(p * size) for p, size in zip(shares, before.shape[2:], strict=True)]
+                changed = images.clone()
+                part = changed[_pixels_of(cell, before.shape[2:], images.shape[2:])]
+                part.copy_(_disturbed(part))
+                change = (maps(changed) - before)[0].norm(dim=0)  # (*spatial)
+                elsewhere += bool(change[tuple(cell)] < change.amax() / 4)
+            return elsewhere <= len(_PROBES) // 2
+    finally:
+        hook.remove()
+    return True
+
+
+def _pixels_of(cell: Sequence[int], cells: Sequence[int], pixels: Sequence[int]) -> Any:
+    """The pixels of the image that a cell of the grid covers, at least one."""
+    sides = zip(cell, cells, pixels, strict=True)
+    return (
+        ...,
+        *(slice(at * p // n, max((at + 1) * p // n, at * p // n + 1)) for at, n, p in sides),
+    )
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor; None for anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def tokens_of(shape: tuple[int, ...] | None) -> int | None:
+    """The number of tokens, if it is the shape of tokens."""
+    return shape[1] if shape is not None and len(shape) == 3 else None
+
+
+def _disturbed(values: Tensor, untouched: int = 0) -> Tensor:
+    """Quite other values; those of the first tokens stay."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(values.shape, generator=generator).to(values)
+    if untouched:
+        noise[:, :untouched] = 0
+    return values + noise * (1 + values.abs().amax())
+
+
+def _scores(output: Any) -> Tensor | None:
+    """The scores in what a model returned; often hidden states follow them."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    leaves = flatten(getattr(output, "logits", output))[0]
+    return next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
