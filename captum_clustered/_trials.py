@@ -8,6 +8,7 @@ cannot run so is not refused.
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -136,14 +137,16 @@ def in_rows(
             before = lent_model.settled(
                 lambda: maps(images.clone()), lambda: (images.clone(), *others)
             )
-            if before.is_meta or before.ndim != images.ndim:
+            cells, pixels = before.shape[2:], images.shape[2:]
+            # of images whose channels come last, the axes are others
+            if before.is_meta or len(cells) != len(pixels) or any(map(operator.gt, cells, pixels)):
                 return True
             elsewhere = 0
             for first in range(len(_PROBES)):
-                shares = [_PROBES[(first + axis) % len(_PROBES)] for axis in range(images.ndim - 2)]
-                cell = [int(p * size) for p, size in zip(shares, before.shape[2:], strict=True)]
+                shares = [_PROBES[(first + axis) % len(_PROBES)] for axis in range(len(cells))]
+                cell = [int(share * size) for share, size in zip(shares, cells, strict=True)]
                 changed = images.clone()
-                part = changed[_pixels_of(cell, before.shape[2:], images.shape[2:])]
+                part = changed[_pixels_of(cell, cells, pixels)]
                 part.copy_(_disturbed(part))
                 change = (maps(changed) - before)[0].norm(dim=0)  # (*spatial)
                 elsewhere += bool(change[tuple(cell)] < change.amax() / 4)
