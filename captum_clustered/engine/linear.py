@@ -92,10 +92,10 @@ class LinearMap:
         """
         weight = weight.flatten(1)
         if self.func is functional.linear:
-            before, out = before.flatten(0, -2), out.view(-1, len(weight))  # (places, F)
+            before, out = (one.reshape(-1, len(weight)) for one in (before, out))  # (places, F)
             torch.addmm(before, own.T, weight.T, alpha=-1, out=out)
         else:
-            before, out = before.flatten(1), out.view(len(weight), -1)  # (F, places)
+            before, out = (one.flatten(1) for one in (before, out))  # (F, places)
             torch.addmm(before, weight, own, alpha=-1, out=out)
 
     def same(self, other: LinearMap) -> bool:
