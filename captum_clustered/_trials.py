@@ -147,7 +147,7 @@ def in_rows(
                 cell = [int(share * size) for share, size in zip(shares, cells, strict=True)]
                 changed = images.clone()
                 part = changed[_pixels_of(cell, cells, pixels)]
-                part.copy_(_disturbed(part))
+                part.copy_(_redrawn(part, images))
                 change = (maps(changed) - before)[0].norm(dim=0)  # (*spatial)
                 elsewhere += bool(change[tuple(cell)] < change.amax() / 4)
             return elsewhere <= len(_PROBES) // 2
@@ -157,12 +157,9 @@ def in_rows(
 
 
 def _pixels_of(cell: Sequence[int], cells: Sequence[int], pixels: Sequence[int]) -> Any:
-    """The pixels of the image that a cell of the grid covers, at least one."""
+    """The pixels of the image that a cell of the grid covers, which is no smaller than a pixel."""
     sides = zip(cell, cells, pixels, strict=True)
-    return (
-        ...,
-        *(slice(at * p // n, max((at + 1) * p // n, at * p // n + 1)) for at, n, p in sides),
-    )
+    return (..., *(slice(at * p // n, at * p // n + p // n) for at, n, p in sides))
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
@@ -176,12 +173,21 @@ def tokens_of(shape: tuple[int, ...] | None) -> int | None:
 
 
 def _disturbed(values: Tensor, untouched: int = 0) -> Tensor:
-    """Quite other values; those of the first tokens stay."""
+    """Quite other values; those of the first tokens stay the same."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(values.shape, generator=generator).to(values)
     if untouched:
         noise[:, :untouched] = 0
     return values + noise * (1 + values.abs().amax())
+
+
+def _redrawn(part: Tensor, images: Tensor) -> Tensor:
+    """Other values in the range of the images, since a model may refuse those outside of it."""
+    low, high = images.aminmax()
+    if low == high:  # as in zeros
+        return _disturbed(part)
+    generator = torch.Generator().manual_seed(0)
+    return low + (high - low) * torch.rand(part.shape, generator=generator).to(part)
 
 
 def _scores(output: Any) -> Tensor | None:

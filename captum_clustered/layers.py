@@ -166,8 +166,8 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     - Where the maps are other values, what the model returns must be other values too. If it is
       not, the layer before is taken.
 
-    The model runs twice, and some four times more where it has tokens, without gradients and in
-    evaluation mode; then its modes are restored.
+    The model runs two or three times, and seven times more where the layer gives tokens, without
+    gradients and in evaluation mode; then its modes are restored.
 
     Args:
         model (nn.Module): A model that classifies.
@@ -294,7 +294,8 @@ def find_finer_layer(
     It is ``layer3`` for ``layer4`` of a ResNet. Where a stage or block ends in coarser maps, no
     module inside it is taken, and neither is one that runs more than once.
 
-    The model runs once, without gradients and in evaluation mode; then its modes are restored.
+    The model runs once, and six times more where the layer gives tokens, without gradients and in
+    evaluation mode; then its modes are restored.
 
     Args:
         model (nn.Module or callable): The model, or a function that runs it, whose modes are left

@@ -527,9 +527,6 @@ def test_places_that_a_module_makes_of_numbers_make_no_latents():
     assert find_layer(Placed().eval(), inputs=torch.zeros(1, 1, 32, 32)).name == "norm"
 
 
-# What may be passed
-
-
 class Windows(nn.Module):
     """The tokens of each window of 4 x 4 patches stay together, as in Hiera."""
 
@@ -546,13 +543,25 @@ class Windows(nn.Module):
         return self.head((tokens + self.mlp(self.norm(tokens))).mean(1))
 
 
-def test_tokens_of_windows_are_no_rows():
-    x = torch.rand(1, 1, 48, 48)
+@pytest.mark.parametrize("x", [torch.rand(1, 1, 48, 48), torch.zeros(1, 1, 48, 48)])
+def test_tokens_of_windows_are_no_rows(x):
     model = Windows(4).eval()
     for name in ("norm", "mlp"):
         with pytest.raises(ValueError, match=rf"image row by row; got {name}, whose tokens .*"):
             find_layer(model, name, x)
     assert find_layer(model, inputs=x).name == "patch"
+
+
+def test_so_they_are_where_a_model_takes_pixels_of_a_range_only():
+    model, x = Windows(4).eval(), torch.rand(1, 1, 48, 48)
+
+    def check(_, args):
+        if args[0].min() < 0 or args[0].max() > 1:
+            raise ValueError("pixels must lie in [0, 1]")
+
+    model.register_forward_pre_hook(check)
+    with pytest.raises(ValueError, match=r"image row by row; got mlp"):
+        find_layer(model, "mlp", x)
 
 
 def test_tokens_in_rows_are_taken():
@@ -565,6 +574,9 @@ def test_tokens_that_change_alike_are_taken_to_be_in_rows():
     model = Windows(4).eval()
     model.norm.register_forward_hook(lambda *args: args[2].mean(1, keepdim=True).expand(-1, 144, 8))
     assert find_layer(model, "mlp", torch.rand(1, 1, 48, 48)).reshape_transform is not None
+
+
+# What may be passed
 
 
 def test_an_explainer_takes_the_name_of_a_layer():

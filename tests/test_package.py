@@ -231,7 +231,6 @@ PUBLIC = [
     "fills",
     "calibration",
     "targets",
-    "_trials",
     "layers",
     "methods",
     "statistics",
