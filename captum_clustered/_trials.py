@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import operator
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,7 +104,7 @@ def parameters_among(lend: Lend, inputs: Tensor) -> dict[int, Tensor]:
 
 def in_rows(
     lend: Lend,
-    io: LayerIO,
+    ios: Sequence[LayerIO],
     grid: Callable[[Tensor], Tensor],
     images: Tensor,
     *others: Any,
@@ -114,46 +116,58 @@ def in_rows(
     token of that place changes by less than a quarter of what another one does, tokens lie
     elsewhere. (Some may lie in their places by chance.)
 
+    Where most times all tokens change alike, as they may behind an attention, nothing is learnt.
+    Then the tokens before them tell it. If these do not either, rows are assumed.
+
     Args:
         lend (callable): Lends the model.
-        io (LayerIO): The layer, which gives tokens.
+        ios (sequence of LayerIO): The layer, which gives tokens, and before it what else gives as
+            many, the latest first.
         grid (callable): Makes maps `(N, C, *spatial)` of them.
         images (Tensor): `(N, C, *spatial)`. The first is looked at.
         *others (Any): What else the model takes.
     """
-    found: list[Tensor] = []
+    maps: dict[int, Tensor] = {}
 
-    def keep(tensors: list[Tensor]) -> None:
-        found.append(grid(tensors[0].detach()).clone())
+    def keep(place: int, tensors: list[Tensor]) -> None:
+        maps[place] = grid(tensors[0].detach()).clone()
 
-    def maps(given: Tensor) -> Tensor:
-        found.clear()
+    def run(given: Tensor) -> dict[int, Tensor]:
+        maps.clear()
         lent_model(given, *others)
-        return found[0]
+        return dict(maps)
 
-    hook = io.hook(keep)
+    here, elsewhere = [Counter[int]() for _ in range(2)]
+    hooks = [io.hook(partial(keep, place)) for place, io in enumerate(ios)]
     try:
         with suppress(Exception), lend() as lent_model:
             before = lent_model.settled(
-                lambda: maps(images.clone()), lambda: (images.clone(), *others)
+                lambda: run(images.clone()), lambda: (images.clone(), *others)
             )
-            cells, pixels = before.shape[2:], images.shape[2:]
+            cells, pixels = before[0].shape[2:], images.shape[2:]
             # of images whose channels come last, the axes are others
-            if before.is_meta or len(cells) != len(pixels) or any(map(operator.gt, cells, pixels)):
+            if images.is_meta or len(cells) != len(pixels) or any(map(operator.gt, cells, pixels)):
                 return True
-            elsewhere = 0
             for first in range(len(_PROBES)):
                 shares = [_PROBES[(first + axis) % len(_PROBES)] for axis in range(len(cells))]
                 cell = [int(share * size) for share, size in zip(shares, cells, strict=True)]
                 changed = images.clone()
                 part = changed[_pixels_of(cell, cells, pixels)]
                 part.copy_(_redrawn(part, images))
-                change = (maps(changed) - before)[0].norm(dim=0)  # (*spatial)
-                elsewhere += bool(change[tuple(cell)] < change.amax() / 4)
-            return elsewhere <= len(_PROBES) // 2
+                after = run(changed)
+                for place, values in before.items():
+                    change = (after[place] - values)[0].norm(dim=0)  # (*spatial)
+                    much = change >= change.amax() / 4
+                    if not much[tuple(cell)]:
+                        elsewhere[place] += 1
+                    elif not much.all():
+                        here[place] += 1
     finally:
-        hook.remove()
-    return True
+        for hook in hooks:
+            hook.remove()
+    most = len(_PROBES) // 2
+    told = (place for place in range(len(ios)) if here[place] + elsewhere[place] > most)
+    return elsewhere[next(told, 0)] <= most
 
 
 def _pixels_of(cell: Sequence[int], cells: Sequence[int], pixels: Sequence[int]) -> Any:

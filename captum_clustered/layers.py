@@ -133,7 +133,7 @@ def find_layer(
             "model, a class token aside, and have no place in the image. Take an earlier layer, or "
             "name='auto'."
         )
-    if not _in_rows(model, found, inputs[:1]):
+    if not _in_rows(model, found, runs, inputs[:1]):
         raise ValueError(
             "`name` must be a layer whose tokens lie on the image row by row; got "
             f"{name}, whose tokens change elsewhere than the image does. Give an explainer this "
@@ -186,7 +186,8 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         'layer4'
     """
     inputs = _two(inputs)
-    runs, output = _watch(model, inputs)
+    all_runs, output = _watch(model, inputs)
+    runs = all_runs
     once = {module for module, times in Counter(run.module for run in runs).items() if times == 1}
     attentions = _attentions(model, runs)
     once -= {part for run in attentions for part in run.module.modules()}
@@ -214,11 +215,11 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         tokens = [pair for pair in tokens if pair[0].end < first]
         numbers = {tokens_of(run.shape) for run in latents}
         numbers |= {number for number, some in fixed.items() if bool(some.all())}
-        runs = [run for run in runs if tokens_of(run.input_shape) not in numbers]
+        runs = [run for run in all_runs if tokens_of(run.input_shape) not in numbers]
     begins = [run.begin for run in attentions if run in runs]
     for best in _candidates(maps, tokens, begins, runs, once):
         changes = matters(partial(_lent, model), best.io, best.prefix_tokens, inputs, output)
-        if changes and _in_rows(model, best, inputs[:1]):
+        if changes and _in_rows(model, best, all_runs, inputs[:1]):
             return best
     raise ValueError(
         "`layer` could not be found: no module that runs once returns maps larger than one "
@@ -228,10 +229,27 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     )
 
 
-def _in_rows(model: Callable[..., Any], found: TargetLayer, images: Tensor, *others: Any) -> bool:
+def _in_rows(
+    model: Callable[..., Any],
+    found: TargetLayer,
+    runs: Sequence[_Run],
+    images: Tensor,
+    *others: Any,
+) -> bool:
     """Whether tokens that are read as a grid lie so in the image; maps always do."""
-    grid = found.reshape_transform
-    return grid is None or in_rows(partial(_lent, model), found.io, grid, images, *others)
+    if found.reshape_transform is None:
+        return True
+    times = Counter(run.module for run in runs)
+    own = next(run for run in runs if run.module is found.layer)
+    assert own.shape is not None  # for the type checker
+    as_many = [
+        LayerIO(run.module, False)
+        for run in runs
+        if run.end <= own.end and times[run.module] == 1 and run.shape is not None
+        if len(run.shape) == 3 and run.shape[:2] == own.shape[:2]
+    ]
+    trial = partial(in_rows, partial(_lent, model), as_many[::-1], found.reshape_transform)
+    return trial(images, *others)
 
 
 @contextmanager
@@ -343,7 +361,7 @@ def find_finer_layer(
     usable = [run for run in before if times[run.module] == 1 and not _is_plumbing(run.module)]
     best = min(filter(is_finer, usable), key=lambda run: (depth(run), -run.end), default=None)
     found = None if best is None else _read_as(best, shape, frames, axes)
-    return found if found is not None and _in_rows(model, found, *inputs) else None
+    return found if found is not None and _in_rows(model, found, runs, *inputs) else None
 
 
 def _pixels(

@@ -570,7 +570,24 @@ def test_tokens_in_rows_are_taken():
     assert found.reshape_transform(torch.zeros(1, 144, 8)).shape == (1, 8, 12, 12)
 
 
-def test_tokens_that_change_alike_are_taken_to_be_in_rows():
+@pytest.mark.parametrize("size", [4, 1])
+def test_tokens_that_change_alike_lie_as_those_before_them_do(size):
+    class Mean(nn.Module):
+        def forward(self, tokens):
+            return tokens.mean(1, keepdim=True).expand_as(tokens)
+
+    model = Windows(size).eval()
+    model.mlp = nn.Sequential(nn.Linear(8, 8), Mean(), nn.ReLU())
+    x = torch.rand(1, 1, 48, 48)
+    for name in ("mlp", "mlp.1", "mlp.2"):
+        if size == 1:
+            assert find_layer(model, name, x).reshape_transform is not None
+        else:
+            with pytest.raises(ValueError, match=rf"image row by row; got {name}, whose"):
+                find_layer(model, name, x)
+
+
+def test_where_no_tokens_tell_it_rows_are_assumed():
     model = Windows(4).eval()
     model.norm.register_forward_hook(lambda *args: args[2].mean(1, keepdim=True).expand(-1, 144, 8))
     assert find_layer(model, "mlp", torch.rand(1, 1, 48, 48)).reshape_transform is not None
