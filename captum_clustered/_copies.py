@@ -6,9 +6,11 @@ an unchanged copy rides along with the others, and must get what it got alone. B
 ride a loud copy, whose values are four times as large, and its opposite, because the unchanged copy
 has the largest value of all copies that lack something, and may have the smallest. (Twice as large,
 it could make up for just what the others lack.) One of the others must get what it gets alone, too:
-in a minimum behind a ReLU, for example, the unchanged copy may feel nobody. A model that computes a
-mean, a maximum or the like over the first axis, or reads a value, is stopped at once: what it does
-next may hold for all copies.
+in a minimum behind a ReLU, for example, the unchanged copy may feel nobody. That one is the first
+and the unchanged one the last, in case their place counts, as for experts with a capacity. Where a
+batch is smaller than the one that was checked, an unchanged copy rides along in it, too: the number
+may count. A model that computes a mean, a maximum, an order or the like over the first axis, or
+reads a value, is stopped at once: what it does next may hold for all copies.
 
 An argument that has one row for each example is repeated with the examples. One that all examples
 share may have as many rows by chance, and that, too, only the unchanged copy tells.
@@ -68,7 +70,14 @@ _SUBSETS = 4
 
 _aten = torch.ops.aten
 _READING = {_aten._local_scalar_dense.default, _aten.equal.default}
-_REDUCTIONS = {"amax", "amin", "max", "min", "mean", "median", "std", "sum", "var", "var_mean"}
+_OVER_AN_AXIS = {
+    *("amax", "amin", "aminmax", "argmax", "argmin", "max", "min", "mean", "median", "nanmedian"),
+    *("std", "std_mean", "sum", "nansum", "prod", "var", "var_mean", "norm", "linalg_vector_norm"),
+    *("logsumexp", "_softmax", "_log_softmax", "sort", "topk", "kthvalue", "mode"),
+    *("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"),
+}
+"""Operations whose result at one place of an axis, or for all of it, depends on the others."""
+
 _FOR_EACH = {_aten.any.default: False, _aten.all.default: True}
 """What, if it is the answer for all examples together, is that for each alone: none has a NaN."""
 
@@ -154,16 +163,21 @@ def watched(tensors: Sequence[Tensor]) -> Iterator[_Watch]:
 
 
 def _is_over_the_batch(func: Any, args: Any, kwargs: dict[str, Any], rows: int) -> bool:
-    """Whether an operation reduces the batch axis of its first argument.
+    """Whether an operation puts together what lies along the batch axis of its first argument.
 
     Where another axis is as long, nobody knows which is the batch.
     """
     tensor = args[0] if args else None
-    if func._schema.name.rpartition("::")[2] not in _REDUCTIONS or not isinstance(tensor, Tensor):
+    schema = func._schema
+    if schema.name.rpartition("::")[2] not in _OVER_AN_AXIS or not isinstance(tensor, Tensor):
         return False
     if tensor.ndim == 0 or len(tensor) != rows or rows in tensor.shape[1:]:
         return False
-    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    dims = None
+    for place, argument in enumerate(schema.arguments):
+        if argument.name == "dim":
+            given = args[place : place + 1]
+            dims = given[0] if given else kwargs.get("dim", argument.default_value)
     if isinstance(dims, int):
         dims = [dims]
     return (

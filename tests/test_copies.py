@@ -101,7 +101,30 @@ def doubled_if_any_is_weak(maps):
     return 2 * maps if (maps.flatten(1).norm(dim=1) < 0.8).any() else maps
 
 
+def room_for_a_hundred_places(maps):
+    """As experts with a capacity have: who comes late gets nothing."""
+    places = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    kept = (places[:, 0] > places[:, 1]).long().cumsum(0) <= 100
+    return (places * kept[:, None]).view(*maps[:, 0].shape, -1).permute(0, 3, 1, 2)
+
+
+def deviation_in_fours(maps):
+    """The discriminator of StyleGAN does so, and leaves alone what makes no fours."""
+    n = len(maps)
+    fours = maps.unflatten(0, (4 if n % 4 == 0 else 1, -1))
+    return maps + fours.std(0, unbiased=False).repeat(n // fours.shape[1], 1, 1, 1)
+
+
 MODELS = {
+    "room for a hundred places": lambda: Net(room_for_a_hundred_places),
+    "deviation in fours": lambda: Net(deviation_in_fours),
+    "neighbours in pairs": lambda: Net(
+        lambda a: a if len(a) % 2 else a + a.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    ),
+    "place in the order": lambda: Net(
+        lambda a: a * a.sum((1, 2, 3)).argsort().argsort().view(-1, 1, 1, 1)
+    ),
+    "last twice": lambda: Net(lambda a: torch.cat([a[:-1], 2 * a[-1:]])),
     "largest of the batch": lambda: Net(lambda a: a / a.max()),
     "smallest of the batch": lambda: Net(lambda a: (a + 1) / (a + 1).min()),
     "mean of the batch": lambda: Net(lambda a: a - a.mean(0, keepdim=True)),
@@ -122,6 +145,8 @@ MODELS = {
     "batch of two": FixedBatch,
     "int8 lstm": lstm_int8,
 }  # fmt: skip
+
+BY_PLACE_OR_NUMBER = ("room for a hundred places", "deviation in fours", "neighbours in pairs")
 
 
 def _images(n=2, seed=0):
@@ -158,6 +183,34 @@ def test_each_copy_is_scored_as_if_alone(name, replay):
         for k in range(found.ablated_scores.shape[1]):
             expected = _by_hand(model, model.conv, x, found.labels, k)
             torch.testing.assert_close(found.ablated_scores[:, k], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [5, 6, 7, None])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", BY_PLACE_OR_NUMBER)
+def test_so_they_are_where_their_place_or_number_counts(name, n, chunk):
+    model, x = MODELS[name]().eval(), _images(n)
+    cam = LayerAblationCam(model, model.conv, replay="full")
+    found = _quietly(cam.explain, x, TARGET, perturbations_per_eval=chunk)
+    for k in range(found.ablated_scores.shape[1]):
+        expected = _by_hand(model, model.conv, x, found.labels, k)
+        torch.testing.assert_close(found.ablated_scores[:, k], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [insertion, deletion])
+@pytest.mark.parametrize("name", BY_PLACE_OR_NUMBER)
+def test_curves_where_place_or_number_counts(name, metric):
+    model, x = MODELS[name]().eval(), _images(1)
+    maps = torch.rand(1, 1, 10, 10, generator=torch.Generator().manual_seed(3))
+    one, *others = (
+        _quietly(
+            metric, model, x, maps, TARGET, step=10, score="identity", fill=0.0,
+            max_examples_per_batch=chunk,
+        ).scores
+        for chunk in (1, 5, 6, 7, 100)
+    )  # fmt: skip
+    for other in others:
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", [ClusteredLayerScore, LayerScoreCam, LayerGroupCam])

@@ -29,7 +29,6 @@ from captum_clustered._copies import (
     watched,
 )
 from captum_clustered._layout import Layout
-from captum_clustered.engine.model import chunks
 from captum_clustered.targets import as_scores, repeat_target, select
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ _FEWEST = 4
 
 _Made = Callable[[Tensor], Tensor]
 _CHEAP = 16
-"""Copies in a pass from which on an unchanged one rides along in each pass."""
+"""Copies in a pass from which on an unchanged one rides along in each pass, not the last alone."""
 
 
 def steady(first: FirstPass) -> bool:
@@ -122,8 +121,8 @@ class Copies:
         return self._together(count, chunk, tick)
 
     def _together(self, count: int, chunk: int, tick: Callable[[int], object]) -> Copied:
-        start = range(min(count, chunk - 3))
-        values = self._batch([loud, _unchanged], start, [opposite])
+        some = range(min(count, chunk - 3))
+        values = self._batch([loud], some, [_unchanged, opposite])
         k = len(values[0]) // self.first.model.n
         args = self.first.model.args
         alone = as_scores(self.run(self._only(0), 1, frozenset()))
@@ -138,7 +137,7 @@ class Copies:
             return [*values, *(args[place] for place in sorted(repeated))]
 
         def judge(output: Any) -> Tensor | str:
-            return self._compared(output, k, {**self._plain_at(1), 2: (one, rough)})
+            return self._compared(output, k, {**self._plain_at(k - 2), 1: (one, rough)})
 
         choices = list(plans(args, self.first.model.n, self.certain))
         shared = self.layout.checked(
@@ -147,11 +146,13 @@ class Copies:
         )
         if shared.repeated is None:
             return self._alone(count, shared.found, tick)
-        tick(len(start))
-        found = [shared.found[2 : 2 + len(start)]]
+        tick(len(some))
+        found = [shared.found[1 : 1 + len(some)]]
         riding = chunk >= _CHEAP
-        for groups in chunks(range(len(start), count), chunk - riding):
-            scores = self._lot(groups, shared, riding)
+        for start in range(len(found[0]), count, chunk - riding):
+            groups = range(start, min(start + chunk - riding, count))
+            # what holds for a number of copies may not hold for another
+            scores = self._lot(groups, shared, riding or 1 < len(groups) < chunk)
             if isinstance(scores, str):
                 tick(-groups.start)  # all over again
                 return self._alone(count, scores, tick)

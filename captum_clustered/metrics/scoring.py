@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from captum_clustered._checks import check_int
 from captum_clustered._copies import (
     MIXES,
     UNSTEADY,
+    Parted,
     agree,
     first_that_agrees,
     loud,
@@ -237,7 +238,7 @@ class ImageModel:
     def mixed(self, image: Tensor, rows: Tensor, output: Tensor) -> tuple[Mixed, Tensor | None]:
         """Finds out whether images of several examples, in any number, may share a batch.
 
-        The first of the `N` images goes along unchanged, and must get what it got in `output`; and
+        The last of the `N` images goes along unchanged, and must get what it got in `output`; and
         the first of the others what it gets among the `N` images as they are.
 
         Args:
@@ -249,13 +250,14 @@ class ImageModel:
             *tuple*: How to run the model on further images, and the output of these, `(M, ...)`;
             None if they may not share a batch.
         """
-        first = self.image[:1]
-        images = torch.cat([loud(first), first, image, opposite(first)])  # (M + 3, C, *spatial)
-        at = torch.cat([rows.new_zeros(2), rows, rows.new_zeros(1)])
+        last = self.image[-1:]
+        images = torch.cat([loud(last), image, last, opposite(last)])  # (M + 3, C, *spatial)
+        at_last = rows.new_tensor([len(self.image) - 1])
+        at = torch.cat([at_last, rows, at_last, at_last])
         args = (self.image, *self.others)
         real = output if output.is_floating_point() else output.float()
         kinds = [real.dtype, image.dtype]
-        allowed = tolerance(real[:1].abs().amax(), kinds)
+        allowed = tolerance(real[-1:].abs().amax(), kinds)
 
         # without reading a row from the device
         batch = self.image.index_copy(0, rows[:1], image[:1])
@@ -267,8 +269,8 @@ class ImageModel:
         def judge(found: Tensor) -> Tensor | str:
             if found.shape[1:] != output.shape[1:]:
                 return f"the output has the shape {tuple(found.shape)} for {len(images)} images"
-            same = agree(found[1], output[0], allowed) and agree(found[2], one, of_one)
-            return found[2:-1] if same else MIXES
+            same = agree(found[-2], output[-1], allowed) and agree(found[1], one, of_one)
+            return found[1:-2] if same else MIXES
 
         def parts(taken: frozenset[int]) -> list[Tensor]:
             return [images, *(args[place] for place in sorted(taken))]
@@ -283,8 +285,9 @@ class ImageModel:
             lambda shared: shared.repeated is None,
         )
         if shared.repeated is not None:
-            return Mixed(self, shared.repeated, shared.relied), shared.found
-        if agree(self(self.image)[0], output[0], allowed):
+            checked = Checked(len(images), output[-1], allowed)
+            return Mixed(self, shared.repeated, shared.relied, checked), shared.found
+        if agree(self(self.image)[-1], output[-1], allowed):
             return self.parted(shared.found), None
         warn(UNSTEADY)
         return Mixed(self, None), None
@@ -298,6 +301,20 @@ class ImageModel:
         return Mixed(self, None)
 
 
+class Checked(NamedTuple):
+    """What is known of images that share a batch.
+
+    Attributes:
+        size (int): How many there were.
+        output (Tensor): What the model gives for the last example, unchanged, `(...)`.
+        tolerance (Tensor): How much rounding may change it.
+    """
+
+    size: int
+    output: Tensor
+    tolerance: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Mixed:
     """The model on images of several examples, in any number and order.
@@ -308,11 +325,14 @@ class Mixed:
             None if examples must stay in their batch.
         relied (bool): Whether the model decided by what held for each example so far. Where it
             holds no longer, a `Parted` of `_copies` says so.
+        checked (Checked or None): What a batch of several images, but not of the size that was
+            checked, is checked by: the last example rides along. Here, too, a `Parted` is raised.
     """
 
     model: ImageModel
     taken: frozenset[int] | None
     relied: bool = False
+    checked: Checked | None = None
 
     def __call__(self, image: Tensor, rows: Tensor) -> Tensor:
         """Runs the model on images.
@@ -326,6 +346,8 @@ class Mixed:
             *Tensor*: The output, `(M, ...)`.
         """
         model = self.model
+        if self.checked and len(image) not in (1, self.checked.size):
+            return self._riding(image, rows, self.checked)
         if self.taken is not None:
             return model.layout(lambda laid: self._together(laid, rows), image)
         # each batch has one image of each example: the k-th of each is in the k-th batch
@@ -336,6 +358,15 @@ class Mixed:
             batch = model.image.index_copy(0, rows[at], image[at])
             outputs |= zip(at.tolist(), model(batch)[rows[at]], strict=True)
         return torch.stack([outputs[i] for i in range(len(rows))])
+
+    def _riding(self, image: Tensor, rows: Tensor, known: Checked) -> Tensor:
+        """The same with the last example, unchanged, behind the images."""
+        last = rows.new_tensor([len(self.model.image) - 1])
+        images, at = torch.cat([image, self.model.image[-1:]]), torch.cat([rows, last])
+        output = replace(self, checked=None)(images, at)
+        if not agree(output[-1], known.output, known.tolerance):
+            raise Parted(MIXES)
+        return output[:-1]
 
     def _together(self, image: Tensor, rows: Tensor) -> Tensor:
         model, taken = self.model, self.taken or ()

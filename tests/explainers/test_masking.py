@@ -398,7 +398,8 @@ def test_the_model_runs_on_as_many_images_as_fit_the_budget(explainer, monkeypat
     monkeypatch.setitem(_layout.BUDGET, "cpu", 4 * 8 * x.nbytes)
     cam.explain(x, 0)
     assert max(sizes) == 2 * 4
-    assert sum(sizes) == 4 + 2 * (groups + 3)
+    riding = 3 + (groups % 4 == 3)  # one more where the last pass is smaller, but not of one copy
+    assert sum(sizes) == 4 + 2 * (groups + riding)
     sizes.clear()
     cam.explain(x, 0, perturbations_per_eval=3)  # too few for a check
     assert sizes == [2, 2] + [2] * groups
@@ -683,7 +684,7 @@ def test_stay_on_the_device_and_read_one_value(clusterer, fill, monkeypatch):
             for target in (1, torch.tensor([1, 2])):
                 checks.clear()
                 result = cam.explain(x, target, perturbations_per_eval=5)
-                assert len(checks) == 2
+                assert len(checks) == (2 if clusterer == "every-map" else 3)  # a smaller pass
                 for value in vars(result).values():
                     assert value is None or value.device.type == "cuda"
                 assert result.attributions.shape == (2, 1, 7, 7)
