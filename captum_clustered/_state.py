@@ -67,6 +67,7 @@ _REGISTERS = (*_HOOKS, "_buffers", "_parameters", "_modules")
 _CONTAINERS = (dict, list, tuple, deque, set, frozenset)
 _EMPTIABLE = frozenset({dict, OrderedDict, list, deque, set})
 _CODE = (types.FunctionType, types.MethodType)
+_WRITTEN = (*_CODE, classmethod, staticmethod, property, types.MemberDescriptorType)
 _MISSING = object()
 
 _USUAL = tuple(nn.Module().__dict__)
@@ -87,10 +88,19 @@ def is_foreign(name: str) -> bool:
     return root in _NOT_THE_MODEL or root in sys.stdlib_module_names
 
 
-def _is_value(name: str, value: Any) -> bool:
-    """Whether an entry of a class is neither code nor Python's own."""
-    code = (types.FunctionType, classmethod, staticmethod, property, types.MemberDescriptorType)
-    return not name.startswith("__") and not isinstance(value, code)
+def _own(kind: type) -> dict[str, Any]:
+    """The entries of a class, without Python's own."""
+    return {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+
+
+def _put_own(kind: type, before: dict[str, Any]) -> None:
+    """Gives a class its entries."""
+    now = _own(kind)
+    for name in now.keys() - before.keys():
+        delattr(kind, name)
+    for name, value in before.items():
+        if now.get(name, _MISSING) is not value:
+            setattr(kind, name, value)
 
 
 def _is_ours(value: Any) -> bool:
@@ -248,6 +258,8 @@ class Memory:
         """Remembers a module: its attributes, its registers of tensors, and which hooks it has."""
         attributes = module.__dict__
         self._add_dict(attributes, "forward" in attributes)
+        if id(type(module)) not in self.known:
+            self._open_kind(type(module))
         if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
             self._open_hooks(*map(attributes.get, _HOOKS))
             return [*attributes.values(), *module.buffers(), *module.parameters()]
@@ -391,15 +403,20 @@ class Memory:
             )
         return inside
 
+    def _open_kind(self, kind: type) -> None:
+        """Remembers what the classes of a module keep."""
+        kinds = [one for one in kind.__mro__ if id(one) not in self.known]
+        self.known.update((id(one), one) for one in kinds)
+        kept = chain.from_iterable(map(self._open_class, kinds))
+        self.add(*(value for value in kept if type(value) not in ATOMS))
+
     def _open_class(self, kind: type) -> Iterable[Any]:
         """What a class keeps for all its objects."""
         if is_foreign(kind.__module__):
             return ()
-        names = [name for name, value in vars(kind).items() if _is_value(name, value)]
-        return self._add_place(
-            lambda: [vars(kind).get(name, _MISSING) for name in names],
-            functools.partial(_put_all, kind, names),
-        )
+        before = _own(kind)
+        self._add_place(lambda: [*_own(kind).values()], lambda _: _put_own(kind, before))
+        return [value for value in before.values() if not isinstance(value, _WRITTEN)]
 
     def _add_state(self, value: Any) -> None:
         read, write = _state_of(value)

@@ -392,6 +392,38 @@ def test_what_a_backward_pass_writes_is_put_back_before_the_next_pass():
     assert model.level == 1
 
 
+class OfTheClass(Base):
+    """Keeps for all its objects what it saw, and how often."""
+
+    seen = None
+    calls: ClassVar = []
+
+    def state(self, h):
+        self.calls.append(len(self.calls))
+        h = h if self.seen is None else h + self.seen
+        type(self).seen = h
+        type(self).first = getattr(self, "first", 0) + 1
+        return h * self.first
+
+
+@pytest.mark.parametrize("replay", ["auto", "full"])
+def test_what_a_class_keeps_is_put_back(replay):
+    torch.manual_seed(1)
+    model = OfTheClass()
+    with torch.no_grad():
+        maps = model.a(X)
+        expected = [
+            model.f(maps.mean((2, 3)) * (torch.arange(4) != k))[:, 1] for k in (*range(4), -1)
+        ]
+    for _ in range(2):
+        result = LayerAblationCam(model, model.a, replay=replay).explain(X, 1)
+        torch.testing.assert_close(result.ablated_scores, torch.stack(expected[:4], 1))
+        torch.testing.assert_close(result.scores, expected[4])
+    assert OfTheClass.seen is None
+    assert not OfTheClass.calls
+    assert not hasattr(OfTheClass, "first")
+
+
 class HooksAllModules(Base):
     def state(self, h):
         register_module_forward_hook(_does_nothing)
