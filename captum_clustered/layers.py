@@ -100,7 +100,8 @@ def find_layer(
         TypeError: If `name` is neither a string nor a module.
         ValueError: If the model has no such layer (the message lists similar names), or none was
             found for ``"auto"``; if the layer's tokens do not lie on the image row by row; or
-            if there are no `inputs`, and the model does not take images of three channels.
+            if there are no `inputs`, and the model does not take images of three channels, or none
+            of 224 x 224 pixels.
 
     Example::
 
@@ -108,8 +109,26 @@ def find_layer(
         >>> find_layer(resnet18(), "layer3.0").channel_dim
         1
     """
+    if inputs is not None:
+        return _find(model, name, inputs)
+    example = _example(model)
+    try:
+        return _find(model, name, example)
+    except Exception as error:
+        refusal = _refusal(model, example)
+        if refusal is None:
+            raise
+        message = (str(refusal).strip() or type(refusal).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            "`inputs` must be given for a model that does not take zeros of shape "
+            f"{tuple(example.shape)}; got None, and of these it says: {message}. Pass an example, "
+            "such as zeros of the size of its images."
+        ) from error
+
+
+def _find(model: nn.Module, name: str | nn.Module, inputs: Tensor) -> TargetLayer:
     if isinstance(name, str) and name == "auto":
-        return find_target_layer(model, _example(model) if inputs is None else inputs)
+        return find_target_layer(model, inputs)
     layer = find_module(model, name)
     name = next((known for known, module in named(model).items() if module is layer), "")
     if not name:
@@ -117,7 +136,7 @@ def find_layer(
             f"`name` must be a module of the model; got a {type(layer).__name__} that is none. "
             "Pass a module of this very model, not of a copy of it."
         )
-    inputs = _two(_example(model) if inputs is None else inputs)
+    inputs = _two(inputs)
     runs, output = _watch(model, inputs)
     own = [run for run in runs if run.module is layer]
     found = None
@@ -671,3 +690,13 @@ def _example(model: nn.Module) -> Tensor:
             f"example, such as torch.zeros{(1, takes.in_channels, *size)}."
         )
     return torch.zeros(1, 3, 224, 224, device=None if first is None else first.device)
+
+
+def _refusal(model: nn.Module, example: Tensor) -> Exception | None:
+    """The error of the model's own that an example leads to."""
+    try:
+        with _lent(model) as lent_model:
+            lent_model(_two(example))
+    except Exception as error:
+        return error
+    return None

@@ -646,6 +646,14 @@ def test_without_inputs_the_error_says_what_to_give(first, example):
         find_layer(nn.Sequential(first, nn.Flatten()))
 
 
+@pytest.mark.parametrize("name", ["auto", "0"])
+def test_without_inputs_a_model_of_another_size_says_so(name):
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 3))
+    with pytest.raises(ValueError, match=r"`inputs` must be given.*mat1 and mat2.*Pass an example"):
+        find_layer(model, name)
+    assert find_layer(model, name, torch.zeros(1, 3, 8, 8)).name == "0"
+
+
 # A finer layer
 
 FINER_LAYER = {
