@@ -119,9 +119,12 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
             n_frames = int(dataset.get("NumberOfFrames") or 1)
             photometric = str(dataset.get("PhotometricInterpretation", ""))
             burned_in = str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
+            bits = int(dataset.get("BitsStored") or 0)  # what is missing is said by the decoder
+            high_bit = int(dataset.get("HighBit", bits - 1))
     except (TypeError, ValueError):
         raise ValueError(
-            f"image {path} cannot be read: its number of frames is no number. The file is damaged."
+            f"image {path} cannot be read: its number of frames or bits is no number. The file is "
+            "damaged."
         ) from None
     if not 1 <= frame <= n_frames:
         raise ValueError(f"`frame` must be from 1 to {n_frames}, as {path} has; got {frame}.")
@@ -129,6 +132,11 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
         raise ValueError(
             f"image must have one of the photometric interpretations {', '.join(_PHOTOMETRIC)}; "
             f"{path} has another, or none."
+        )
+    if high_bit + 1 != bits:  # old files; pydicom would take the wrong ones
+        raise ValueError(
+            f"image must have the bits of its values in the lowest places; {path} has them above "
+            "empty ones (HighBit). Write the file anew, with values that are shifted down."
         )
     if burned_in:
         warnings.warn(
@@ -203,7 +211,10 @@ def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
     view = _with_groups(dataset, frame)
     stored, values = values, pixels.apply_modality_lut(_wide(values), view)
     if view.get("VOILUTSequence"):
-        depth = int(view.VOILUTSequence[0].LUTDescriptor[2])
+        descriptor = view.VOILUTSequence[0].LUTDescriptor
+        depth = int(descriptor[2])
+        if values.min() < 0 and descriptor[1] >= 2**15:  # signed, but pydicom goes by the pixels
+            descriptor[1] -= 2**16
         gray = pixels.apply_voi_lut(_wide(np.round(values)), view) / (2.0**depth - 1)
     elif _has_window(view):
         # what is far below and above the window tells the range that it gives

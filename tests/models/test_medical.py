@@ -187,7 +187,7 @@ def test_a_number_of_frames_that_is_none_is_said_without_the_files_words(tmp_pat
     whole = path.read_bytes()
     assert whole.count(b"IS\x02\x0012") == 1
     path.write_bytes(whole.replace(b"IS\x02\x0012", b"IS\x02\x001A"))
-    with pytest.raises(ValueError, match="its number of frames is no number") as caught:
+    with pytest.raises(ValueError, match="its number of frames or bits is no number") as caught:
         read_dicom(path)
     assert "1A" not in str(caught.value)
 
@@ -409,6 +409,21 @@ def test_a_voi_table_comes_after_the_rescaling(tmp_path):
     tags = {"RescaleSlope": "-1", "RescaleIntercept": "255"}
     path = _dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[_table(0, np.arange(256), 8)], **tags)
     np.testing.assert_array_equal(_gray(path), 255 - RAMP)
+
+
+def test_a_voi_table_that_begins_below_zero_is_signed_by_what_it_is_given(tmp_path):
+    """It says -2 in two bytes, which pydicom reads as 65534 since the pixels have no sign."""
+    table = _table(2**16 - 2, [0, 85, 170, 255], 8)
+    tags = {"RescaleSlope": "1", "RescaleIntercept": "-3", "VOILUTSequence": [table]}
+    path = _dicom(tmp_path / "a.dcm", np.arange(6, dtype=np.uint8)[None], **tags)
+    np.testing.assert_array_equal(_gray(path), [[0, 0, 85, 170, 255, 255]])
+
+
+def test_bits_in_higher_places_are_refused(tmp_path):
+    pixels = np.array([[0, 1000, 2048, 4095]], np.uint16) << 4
+    path = _dicom(tmp_path / "a.dcm", pixels, bits=12, HighBit=15)
+    with pytest.raises(ValueError, match=r"bits of its values in the lowest places.*HighBit"):
+        read_dicom(path)
 
 
 def test_each_frame_has_its_own_transformations(tmp_path):
