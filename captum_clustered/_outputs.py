@@ -20,6 +20,7 @@ _MANY = 16  # so many logits do not all lie in [0, 1] by chance
 _BOUNDED = ("Sigmoid", "Softmax", "Hardsigmoid")
 _IN_BOUNDS = (*_BOUNDED, "LogSoftmax", "LogSigmoid", "Clamp")  # for values known to lie in [0, 1]
 _WEIGHS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Mm", "Mv", "Bmm", "Dot", "Convolution", "Linear")
+_BY_HAND = ("Exp", "Hardtanh", "Tanh")  # a sigmoid may be made of these, or something else
 _OPAQUE = ("Jit", "Compiled", "DifferentiableGraph")
 _MOVES = (
     "Alias", "Cat", "Clone", "Expand", "Flatten", "Gather", "Index", "IndexSelect", "Permute",
@@ -80,7 +81,7 @@ def are_probabilities(output: Tensor, again: Callable[[], Any]) -> bool | None:
         if not rows.numel() or bool(((rows < 0) | (rows > 1)).any()):
             return False
         # exact zeros and ones may as well be small numbers that were counted
-        if are_shares(rows) and bool(((rows > 0) & (rows < 1)).any()):
+        if are_shares(output) and bool(((rows > 0) & (rows < 1)).any()):
             return True
     try:
         traced = again()
@@ -128,7 +129,7 @@ def _ends_in_a_squash(output: Tensor, in_bounds: bool) -> bool | None:
         kind = node.name().rpartition("::")[2].partition("Backward")[0]
         if kind in squashes:
             found = True
-        elif kind.startswith(_OPAQUE):
+        elif kind.startswith(_OPAQUE) or (in_bounds and kind in _BY_HAND):
             return None
         elif kind in _WEIGHS or kind.endswith("AccumulateGrad"):
             return False
