@@ -124,7 +124,11 @@ class Lent:
         self._memory.pin_parameters(before)
 
     def put_back(self) -> None:
-        """Gives the model, and what else it may write into, the content that it had."""
+        """Gives the model, and what else it may write into, the content that it had.
+
+        Of what its classes keep that is tensors alone: a count of all calls may be meant.
+        """
+        self._classes.put_back_tensors()
         if not self._clean:
             with _disable_current_modes():  # a mode that watches the model is not to see this
                 self._memory.put_back()
@@ -164,11 +168,13 @@ class Lent:
 
     def _remember(self) -> None:
         self._memory, self._stores = Memory(), Memory(stores=True)
+        self._classes = Memory(stores=True)
         self._has_foreign_hooks = False
         self._add(*self._known)
 
     def _add(self, *roots: Any) -> None:
         self._memory.add(*roots)
+        self._classes.add(*self._memory.kinds())
         hooks = foreign_hooks(self._memory.hooks)
         if hooks:
             self._has_foreign_hooks = True

@@ -258,8 +258,6 @@ class Memory:
         """Remembers a module: its attributes, its registers of tensors, and which hooks it has."""
         attributes = module.__dict__
         self._add_dict(attributes, "forward" in attributes)
-        if id(type(module)) not in self.known:
-            self._open_kind(type(module))
         if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
             self._open_hooks(*map(attributes.get, _HOOKS))
             return [*attributes.values(), *module.buffers(), *module.parameters()]
@@ -304,6 +302,11 @@ class Memory:
             # batch norm writes its statistics uncounted, also where a model calls it as a function
             counted = quiet and not (statistics and tensor.ndim)
             self._add_tensor(tensor, self._quiet if counted else self._values)
+
+    def kinds(self) -> set[type]:
+        """The classes of the modules that were found, with those that they come from."""
+        found = {type(value) for value in self.known.values() if isinstance(value, nn.Module)}
+        return {kind for one in found for kind in one.__mro__}
 
     def _open_hooks(self, *registers: dict[int, Any] | None) -> None:
         """Remembers which hooks there are, but not what they keep, which is not the model's."""
@@ -402,13 +405,6 @@ class Memory:
                 functools.partial(_put_all, value, slots),
             )
         return inside
-
-    def _open_kind(self, kind: type) -> None:
-        """Remembers what the classes of a module keep."""
-        kinds = [one for one in kind.__mro__ if id(one) not in self.known]
-        self.known.update((id(one), one) for one in kinds)
-        kept = chain.from_iterable(map(self._open_class, kinds))
-        self.add(*(value for value in kept if type(value) not in ATOMS))
 
     def _open_class(self, kind: type) -> Iterable[Any]:
         """What a class keeps for all its objects."""
