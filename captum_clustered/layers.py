@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
-from captum_clustered._borrow import Lent, lent
+from captum_clustered._borrow import Lent, as_written, lent
 from captum_clustered._modules import find_module, named
 from captum_clustered._trials import (
     in_rows,
@@ -288,8 +288,8 @@ def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _lent(model: Callable[..., Any]) -> Iterator[Lent]:
-    """The model, lent in evaluation mode."""
-    with _evaluated(model), lent(model) as lent_model:
+    """The model, lent in evaluation mode, as it is written."""
+    with _evaluated(model), as_written(), lent(model) as lent_model:
         yield lent_model
 
 

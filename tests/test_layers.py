@@ -1,6 +1,7 @@
 """Layers by name, and the last one with maps: what is found, and what is said when nothing is."""
 
 import re
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -251,6 +252,14 @@ def test_the_model_is_left_as_it_was():
         find_target_layer(model, torch.rand(2, 3, 9, 9))
     assert [module.training for module in model.modules()] == [True, True, False, True, True]
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_compiled_model_runs_as_it_is_written():
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    model = torch.compile(inner, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of hooks that cannot be compiled
+        assert find_layer(model, inputs=torch.rand(2, 3, 8, 8)).layer is inner[1]
 
 
 def test_layer_by_name():

@@ -371,5 +371,10 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"`model` must return scores of shape (N, n_classes); got {got}.")
+        raise ValueError(
+            f"`model` must return scores of shape (N, n_classes); got {got}. Use --model "
+            "package.module:callable with a module around it that returns them, for example "
+            "output['logits'], output[0], one score as output.unsqueeze(1), or of a map "
+            "output.mean((2, 3))."
+        )
     return output

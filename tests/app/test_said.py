@@ -67,6 +67,7 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(folder):
         (["--model", "nets:nett"], "something in module nets; got 'nets:nett'. Close are: net"),
         (["--model", "nots:net"], "'nots:net' cannot be imported (ModuleNotFoundError"),
         (["--model", "nets:dense"], "`model` must return scores of shape (N, n_classes); got (1, "),
+        (["--model", "nets:dense"], "or of a map output.mean((2, 3))."),
         (["--out", "cat.png"], "`out` must be a folder; got cat.png, where a file is."),
     ],
 )  # fmt: skip
