@@ -40,6 +40,7 @@ _PHOTOMETRIC = (
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT",
     "YBR_RCT", "YBR_PARTIAL_420",
 )  # fmt: skip
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 # what lets a viewer sort the picture to its study
@@ -87,7 +88,7 @@ def is_volume(path: Path) -> bool:
 def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     """Reads a frame as a viewer would show it.
 
-    Grey values of any depth pass through the file's modality transformation (a rescaling or a
+    Grey values of any depth, also floats, pass through the file's modality transformation (a rescaling or a
     table; DICOM PS3.3 C.11.1), then through its VOI transformation (the first window or table;
     C.11.2). Of a multi-frame file those of the frame are taken. Without a window, unsigned values
     of 8 bits, or of fewer bits than the file has room for, such as 12 in 16, keep the range that
@@ -111,7 +112,7 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
 
     path = Path(path)
     dataset = _dataset(path)
-    if "PixelData" not in dataset:
+    if not any(name in dataset for name in _PIXELS):
         what = "is DICOM without any" if dataset.preamble else "is no DICOM file, but for its name"
         raise ValueError(f"image must have pixels; {path} {what}.")
     try:
@@ -131,7 +132,7 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     if photometric not in _PHOTOMETRIC:
         raise ValueError(
             f"image must have one of the photometric interpretations {', '.join(_PHOTOMETRIC)}; "
-            f"{path} has another, or none."
+            f"{path} has another, or none. Add the right one to the file, or save it as PNG."
         )
     if high_bit + 1 != bits:  # old files; pydicom would take the wrong ones
         raise ValueError(
@@ -204,18 +205,16 @@ def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
     values = pixels.pixel_array(dataset, index=frame - 1 if n_frames > 1 else None)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
+        _trim_palette(dataset)
         coloured = pixels.apply_color_lut(values, dataset)
         return np.asarray(coloured / float(np.iinfo(coloured.dtype).max))
     if values.ndim == 3:  # RGB by now, whatever it was in the file
         return np.asarray(np.clip(values / (2.0 ** int(dataset.BitsStored) - 1), 0, 1))
     view = _with_groups(dataset, frame)
-    stored, values = values, pixels.apply_modality_lut(_wide(values), view)
+    stored, values = values, _modality(values, view)
     if view.get("VOILUTSequence"):
-        descriptor = view.VOILUTSequence[0].LUTDescriptor
-        depth = int(descriptor[2])
-        if values.min() < 0 and descriptor[1] >= 2**15:  # signed, but pydicom goes by the pixels
-            descriptor[1] -= 2**16
-        gray = pixels.apply_voi_lut(_wide(np.round(values)), view) / (2.0**depth - 1)
+        table = view.VOILUTSequence[0]
+        gray = _looked_up(np.round(values), table, view) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
     elif _has_window(view):
         # what is far below and above the window tells the range that it gives
         ends = np.array([-1e12, 1e12])
@@ -232,10 +231,39 @@ def _shown(pixels: Any, dataset: Any, frame: int) -> np.ndarray:
     return 1 - gray if photometric == "MONOCHROME1" else gray
 
 
-def _wide(values: np.ndarray) -> np.ndarray:
-    """Indices into a table; pydicom computes with them, and few bits would overflow."""
-    wide: np.ndarray = values.astype(np.int64)
-    return wide
+def _modality(values: np.ndarray, view: Any) -> np.ndarray:
+    if view.get("ModalityLUTSequence"):
+        return _looked_up(values, view.ModalityLUTSequence[0], view)
+    rescaled: np.ndarray = values * float(view.RescaleSlope) + float(view.RescaleIntercept)
+    return rescaled
+
+
+def _looked_up(values: np.ndarray, table: Any, view: Any) -> np.ndarray:
+    """The entries of a modality or VOI table; values outside get its first or its last entry.
+
+    Source: DICOM PS3.3 C.11.1.1.1. In pydicom, indices into entries of 8 bits are taken modulo 256.
+    """
+    count, first, _ = (int(number) for number in table.LUTDescriptor)
+    if values.min() < 0 and first >= 2**15:  # signed, but read by the sign of the pixels
+        first -= 2**16
+    entries: Any = table.LUTData
+    if isinstance(entries, bytes):
+        count = (count & 0xFFFF) or 2**16
+        order = "<" if view.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        kind = f"{order}u2" if len(entries) >= 2 * count else "u1"
+        entries = np.frombuffer(entries, kind)[:count]
+    entries = np.atleast_1d(entries)
+    found: np.ndarray = entries[np.clip(values.astype(np.int64) - first, 0, len(entries) - 1)]
+    return found
+
+
+def _trim_palette(dataset: Any) -> None:
+    """Takes the byte away that makes an odd number of entries of 8 bits even."""
+    for colour in ("Red", "Green", "Blue"):
+        count = dataset.get(f"{colour}PaletteColorLookupTableDescriptor", [0])[0]
+        data = dataset.get(f"{colour}PaletteColorLookupTableData")
+        if data is not None and count % 2 and len(data) == count + 1:
+            setattr(dataset, f"{colour}PaletteColorLookupTableData", data[:count])
 
 
 def _has_window(view: Any) -> bool:
@@ -256,7 +284,7 @@ def _limits(view: Any) -> tuple[float, float] | None:
     """
     if view.get("ModalityLUTSequence"):
         depth = int(view.ModalityLUTSequence[0].LUTDescriptor[2])
-        return (0, 255) if depth == 8 else None
+        return (0, 2.0**depth - 1) if depth < 16 else None
     bits = int(view.BitsStored)
     if int(view.PixelRepresentation) or not (bits == 8 or bits < int(view.BitsAllocated)):
         return None
@@ -287,8 +315,11 @@ def _with_groups(dataset: Any, frame: int) -> Any:
 
     view = Dataset()
     view.file_meta = dataset.file_meta  # says in which order a table's bytes are
+    # what counts bits is missing of floats, which may be negative and have no range of their own
+    view.BitsStored, view.PixelRepresentation = dataset.BitsAllocated, 1
     for name in _ALWAYS:
-        setattr(view, name, dataset[name].value)
+        if name in dataset:
+            setattr(view, name, dataset[name].value)
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
     own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])[frame - 1 : frame]
     sources = [dataset]

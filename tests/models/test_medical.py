@@ -466,3 +466,74 @@ def test_a_rescaling_by_zero_is_refused(tmp_path):
     path = _dicom(tmp_path / "a.dcm", RAMP, RescaleSlope="0", RescaleIntercept="5")
     with pytest.raises(ValueError, match="cannot be decoded"):
         read_dicom(path)
+
+
+# Tables, by hand: the entry of each value
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_entries_of_eight_bits_for_deep_values(tmp_path, packed):
+    """3095 is the last place of the table, and not the 23rd, which is that modulo 256."""
+    pixels = np.array([[0, 1000, 1100, 4095]], np.uint16)
+    table = _table(1000, np.arange(256), 8)
+    if packed:
+        table["LUTData"].value = np.arange(256, dtype=np.uint8).tobytes()
+    found = _gray(_dicom(tmp_path / "a.dcm", pixels, bits=12, VOILUTSequence=[table]))
+    assert found.tolist() == [[0, 0, 100, 255]]
+
+
+def test_entries_of_eight_bits_for_rescaled_values(tmp_path):
+    tags = {"RescaleSlope": "16", "RescaleIntercept": "-1024"}
+    table = _table(-1024, np.arange(4096) // 16, 8)
+    path = _dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table], **tags)
+    np.testing.assert_array_equal(_gray(path), RAMP)
+
+
+def test_a_table_of_all_values_says_that_it_has_none(tmp_path):
+    table = _table(0, [0], 16)
+    table.LUTDescriptor = [0, 0, 16]
+    table.LUTData = np.arange(65536, dtype=np.uint16)[::-1].tobytes()
+    pixels = np.array([[0, 32768, 65535]], np.uint16)
+    path = _dicom(tmp_path / "a.dcm", pixels, bits=16, VOILUTSequence=[table])
+    assert _gray(path).tolist() == [[255, 127, 0]]
+
+
+def test_a_modality_table_of_twelve_bits(tmp_path):
+    values = 4095 - 8 * np.arange(256)  # from 4095 to 2055
+    path = _dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[_table(0, values, 12)])
+    np.testing.assert_allclose(_gray(path), values.reshape(16, 16) / 4095 * 255, atol=0.51)
+
+
+def test_an_odd_number_of_palette_entries_is_padded(tmp_path):
+    tables = {}
+    for number, name in enumerate(("Red", "Green", "Blue")):
+        entries = np.zeros(4, np.uint8)  # the fourth makes the length even
+        entries[number] = 255
+        tables[f"{name}PaletteColorLookupTableDescriptor"] = [3, 0, 8]
+        tables[f"{name}PaletteColorLookupTableData"] = entries.tobytes()
+    pixels = np.array([[0, 1, 2]], np.uint8)
+    image, _ = read_dicom(_dicom(tmp_path / "a.dcm", pixels, "PALETTE COLOR", **tables))
+    assert np.asarray(image)[0].tolist() == (255 * np.eye(3)).tolist()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Float", np.float32), ("DoubleFloat", np.float64)])
+@pytest.mark.parametrize("window", [None, ("1", "2")])
+def test_pixels_may_be_floats(tmp_path, name, kind, window):
+    values = np.array([[-1, 0, 0.5], [1, 2, 3]], kind)
+    data = pydicom.dcmread(_dicom(tmp_path / "a.dcm", np.zeros((2, 3), np.uint8)))
+    for absent in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(data, absent)
+    data.BitsAllocated = 8 * values.itemsize
+    setattr(data, f"{name}PixelData", values.tobytes())
+    if window:
+        data.WindowCenter, data.WindowWidth = window
+        data.VOILUTFunction = "LINEAR_EXACT"
+    data.save_as(tmp_path / "a.dcm")
+    expected = np.clip(values / 2, 0, 1) if window else (values + 1) / 4
+    np.testing.assert_allclose(_gray(tmp_path / "a.dcm"), 255 * expected, atol=0.51)
+
+
+def test_a_file_that_does_not_say_what_its_values_mean(tmp_path):
+    path = _dicom(tmp_path / "a.dcm", RAMP, "")
+    with pytest.raises(ValueError, match=r"has another, or none\. Add the right one to the file"):
+        read_dicom(path)
