@@ -455,9 +455,12 @@ def _mask_of_image(item: Item, image: Image.Image, frame: int) -> Image.Image:
     if item.mask is None:
         drawn = Image.new("L", image.size)
     else:
+        if is_volume(item.mask):
+            raise ValueError(
+                f"mask must be an image, as {item.name} is; got {item.mask}, which is a volume by "
+                "its name. Save it as PNG."
+            )
         mask: Any = _read_mask(item.mask, frame)
-        if isinstance(mask, np.ndarray):
-            raise ValueError(f"mask {item.mask} must be an image, as {item.name} is; got a volume.")
         drawn = mask.convert("L").point(lambda value: 255 if value else 0)
         if drawn.size != image.size:
             raise ValueError(

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 
+_REMEDY = "Save it as PNG of 8 or 16 bits, scaled as it is to be seen."
 _RAMP_ERROR = 2 / 255  # what 8 bits and an interpolation make of a straight line
 
 
@@ -103,8 +104,13 @@ def read_image(path: str | Path) -> Image.Image:
 
     image = _opened(Path(path), "image")
     if image.mode == "F":
-        raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats.")
+        raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats. {_REMEDY}")
     if image.mode.startswith("I"):
+        low, high = image.convert("I").getextrema()
+        if low < 0 or high > 2**16 - 1:
+            raise ValueError(
+                f"image must have values from 0 to 65535; {path} has {low:g} to {high:g}. {_REMEDY}"
+            )
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
@@ -117,7 +123,9 @@ def read_mask(path: str | Path) -> Image.Image:
 
     Args:
         path (str or Path): The file. Any value but 0 counts, such as 1 in 16 bits, or a number that
-            is not whole; of several channels any. What is transparent is not the object.
+            is not whole; of several channels any. Of a JPEG file, whose compression leaves small
+            values around an object, those count that are more than half of the largest. What is
+            transparent is not the object.
 
     Returns:
         *PIL.Image.Image*: In mode ``"L"``, 255 on the object and 0 elsewhere.
@@ -128,11 +136,13 @@ def read_mask(path: str | Path) -> Image.Image:
     from PIL import Image
 
     image = _opened(Path(path), "mask")
+    is_lossy = image.format in ("JPEG", "MPO")
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):  # in which 0 is not black
         image = image.convert("RGB")
-    inside = np.asarray(image) != 0  # (H, W) or (H, W, channels)
+    values = np.asarray(image)  # (H, W) or (H, W, channels)
+    inside = values > values.max() / 2 if is_lossy else values != 0
     if inside.ndim == 3:
         seen = inside[..., 3] if image.mode == "RGBA" else True
         inside = inside[..., :3].any(-1) & seen
@@ -152,6 +162,7 @@ def _opened(path: Path, what: str) -> Image.Image:
                 frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
                 file.load()
                 image = ImageOps.exif_transpose(file)
+                image.format = file.format  # which a copy has not
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{what} must be in a format that Pillow reads; got {path}. Save it as PNG or JPEG."

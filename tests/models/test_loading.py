@@ -373,6 +373,18 @@ def test_a_mask_is_what_is_not_black(tmp_path, kind):
     assert (found.mode, list(found.tobytes())) == ("L", [0, 255])
 
 
+@pytest.mark.parametrize("colour", [255, 200])
+def test_a_mask_in_jpeg_has_the_edge_of_its_object(tmp_path, colour):
+    """The compression leaves small values in all blocks that the edge crosses."""
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[9:20, 11:29] = colour
+    Image.fromarray(pixels).save(tmp_path / "mask.jpg", quality=75)
+    stored = np.asarray(Image.open(tmp_path / "mask.jpg"))
+    assert (stored > 0).sum() > 1.2 * (pixels > 0).sum()
+    found = np.asarray(read_mask(tmp_path / "mask.jpg"))
+    np.testing.assert_array_equal(found > 0, pixels > 0)
+
+
 def test_a_mask_that_is_missing_is_called_a_mask(tmp_path):
     with pytest.raises(ValueError, match=r"^mask must be a file; got .*m\.png, which does not"):
         read_mask(tmp_path / "m.png")
@@ -456,8 +468,16 @@ def test_images_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"which is a directory"):
         read_image(tmp_path)
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(ValueError, match=r"float\.tiff holds floats"):
+    with pytest.raises(ValueError, match=r"float\.tiff holds floats\. Save it as PNG"):
         read_image(tmp_path / "float.tiff")
+
+
+@pytest.mark.parametrize("values", [[-1024, 3000], [0, 65536]])
+def test_values_that_do_not_fit_sixteen_bits_are_refused(tmp_path, values):
+    """They were cut off, as of a scan in Hounsfield units."""
+    Image.fromarray(np.array([values], np.int32)).save(tmp_path / "scan.tiff")
+    with pytest.raises(ValueError, match=rf"scan\.tiff has {values[0]} to {values[1]}\. Save it"):
+        read_image(tmp_path / "scan.tiff")
 
 
 # Classes
