@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["are_probabilities", "are_shares", "with_graph"]
+__all__ = ["are_probabilities", "are_shares", "squashed_twice", "with_graph"]
 
 _MANY = 16  # so many logits do not all lie in [0, 1] by chance
 _BOUNDED = ("Sigmoid", "Softmax", "Hardsigmoid")
 _IN_BOUNDS = (*_BOUNDED, "LogSoftmax", "LogSigmoid", "Clamp")  # for values known to lie in [0, 1]
+# steps of a squash that was written by hand, such as 1 / (1 + exp(-x)); others end so, too
+_MAY_SQUASH = ("Exp", "Reciprocal", "Tanh", "Erf", "Hardtanh")
 _WEIGHS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Mm", "Mv", "Bmm", "Dot", "Convolution", "Linear")
 _BY_HAND = ("Exp", "Hardtanh", "Tanh")  # a sigmoid may be made of these, or something else
 _OPAQUE = ("Jit", "Compiled", "DifferentiableGraph")
@@ -93,6 +95,14 @@ def are_probabilities(output: Tensor, again: Callable[[], Any]) -> bool | None:
     return True if ends is None and rows.numel() >= _MANY else ends
 
 
+def squashed_twice(score: Any) -> str:
+    """The words where nothing tells whether outputs in [0, 1] are probabilities."""
+    return (
+        f"All outputs of the model lie in [0, 1]. If they are probabilities, score={score!r} "
+        "squashes them a second time: pass score='probabilities'."
+    )
+
+
 def with_graph(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Runs a model with gradients, also for its inputs; the caller's tensors stay as they are."""
     with torch.inference_mode(False), torch.enable_grad():
@@ -116,10 +126,12 @@ def _finite_rows(output: Tensor) -> Tensor:
 def _ends_in_a_squash(output: Tensor, in_bounds: bool) -> bool | None:
     """Whether a squash stands on every way back from the output to the last weights.
 
+    None if that cannot be told.
+
     Unless the values are known to lie in [0, 1], nothing but moves of values may follow the squash.
     """
     squashes = _IN_BOUNDS if in_bounds else _BOUNDED
-    found = False
+    found, unclear = False, False
     seen, ahead = set(), [output.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -131,10 +143,12 @@ def _ends_in_a_squash(output: Tensor, in_bounds: bool) -> bool | None:
             found = True
         elif kind.startswith(_OPAQUE) or (in_bounds and kind in _BY_HAND):
             return None
+        elif in_bounds and kind in _MAY_SQUASH:
+            unclear = True
         elif kind in _WEIGHS or kind.endswith("AccumulateGrad"):
             return False
         elif in_bounds or kind in _MOVES:
             ahead += [following for following, _ in node.next_functions]
         else:
             return False
-    return found or None  # without any weights nothing is known
+    return None if unclear else found or None  # without any weights nothing is known

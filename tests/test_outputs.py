@@ -68,6 +68,41 @@ def test_what_a_model_returns(name, inference):
     assert found is None if expected is None else bool(found) is expected
 
 
+BY_HAND = {
+    "a sigmoid": lambda z: 1 / (1 + (-z).exp()),
+    "its other form": lambda z: z.exp() / (z.exp() + 1),
+    "tanh": lambda z: (z.tanh() + 1) / 2,
+    "erf": lambda z: (torch.erf(z) + 1) / 2,
+    "a hard sigmoid": lambda z: nn.functional.relu6(z + 3) / 6,
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_squash_by_hand_is_not_taken_for_logits(name):
+    """They may end otherwise, so a few values tell nothing."""
+
+    def model(x):
+        return BY_HAND[name](NET(x))
+
+    def found(x):
+        return are_probabilities(model(x), lambda: with_graph(model, (x,)))
+
+    x = torch.rand(4, 3, 8, 8)
+    assert found(x[:2]) is None
+    assert found(x) is True
+
+
+def test_a_scale_that_is_an_exponential_is_no_squash():
+    """As of CLIP, whose temperature is learnt as a logarithm."""
+    scale = torch.tensor(-1.0, requires_grad=True)
+
+    def model(x):
+        return HALF(x) * scale.exp()
+
+    x = torch.rand(8, 3, 8, 8)
+    assert are_probabilities(model(x), lambda: with_graph(model, (x,))) is False
+
+
 def test_without_a_graph_many_values_tell():
     @torch.no_grad()
     def sigmoid(x):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_clustered._layout import Layout, fitting_inputs
-from captum_clustered._outputs import are_probabilities, with_graph
+from captum_clustered._outputs import are_probabilities, squashed_twice, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.engine.copies import Copies
 from captum_clustered.fills import Fill, fill_image, masked
@@ -111,7 +111,11 @@ class MaskedImage:
         if score not in ("softmax", "sigmoid", "log_odds") or not isinstance(first.output, Tensor):
             return score
         args = first.model.fresh()
-        if not are_probabilities(first.output, lambda: with_graph(first.model.forward_func, args)):
+        run = first.model.forward_func
+        probable = are_probabilities(first.output, lambda: with_graph(run, args))
+        if not probable:
+            if probable is None:
+                warn(squashed_twice(score))
             return score
         warn(
             f"The model returns probabilities. They are taken as they are: score={score!r} would "

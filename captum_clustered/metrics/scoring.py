@@ -25,7 +25,7 @@ from captum_clustered._copies import (
     watched,
 )
 from captum_clustered._layout import Layout, fitting_inputs
-from captum_clustered._outputs import are_probabilities, with_graph
+from captum_clustered._outputs import are_probabilities, squashed_twice, with_graph
 from captum_clustered._warn import warn
 from captum_clustered.targets import Score, Target, as_scores, check_target, format_target, plain
 
@@ -107,10 +107,7 @@ def check_score(score: Score, output: Tensor, model: ImageModel) -> str:
             "`score=lambda logits: logits.softmax(1)`."
         )
     if probable is None:
-        warn(
-            f"All outputs of the model lie in [0, 1]. If they are probabilities, score={score!r} "
-            "squashes them a second time: pass score='probabilities'."
-        )
+        warn(squashed_twice(score))
     return name_of(score)
 
 

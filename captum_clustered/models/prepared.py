@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from captum_clustered._borrow import lent
 from captum_clustered._checks import check_choice
 from captum_clustered._files import first_line, place_of
-from captum_clustered._outputs import are_probabilities, are_shares, with_graph
+from captum_clustered._outputs import are_probabilities, are_shares, squashed_twice, with_graph
+from captum_clustered._warn import warn
 from captum_clustered.fills import Fill
 from captum_clustered.heatmap import normalize
 from captum_clustered.layers import TargetLayer, find_layer
 from captum_clustered.models.images import Picture, check_enlarged, pixel_scale, probe
 from captum_clustered.models.loading import LoadedModel, load, resolve_target
-from captum_clustered.targets import SCORES
+from captum_clustered.targets import SCORES, as_scores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -297,13 +298,16 @@ def prepare(
     scores = output[0]
     with lent(loaded.model) as lent_model:
         probable = are_probabilities(output, lambda: with_graph(lent_model, (x,)))
+    score = "sigmoid" if score == "softmax" and len(scores) == 1 else score
+    if probable is None and score in ("softmax", "sigmoid", "log_odds"):
+        warn(squashed_twice(score))
     return Prepared(
         loaded,
         find_layer(loaded.model, layer, x),
         device,
         len(scores),
         gives_probabilities=bool(probable),
-        score="sigmoid" if score == "softmax" and len(scores) == 1 else score,
+        score=score,
         example=None if example is None else np.zeros_like(example),
     )
 
@@ -369,12 +373,34 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
             f"`model` failed on an input of shape {tuple(inputs.shape)} ({first_line(error)}; "
             f"{place_of(error)})."
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"`model` must return scores of shape (N, n_classes); got {got}. Use --model "
-            "package.module:callable with a module around it that returns them, for example "
-            "output['logits'], output[0], one score as output.unsqueeze(1), or of a map "
-            "output.mean((2, 3))."
-        )
-    return output
+    if isinstance(output, Tensor) and not output.is_complex():
+        output = as_scores(output)
+        if output.ndim == 2 and len(output) == len(inputs) and output.shape[1]:
+            return output
+    raise ValueError(
+        "`model` must return real scores of shape (N, n_classes), with as many rows as examples "
+        f"({len(inputs)}); got {_described(output)}. Wrap it in a module whose forward gives, for "
+        f"example, `{_wrapped(output, len(inputs))}`."
+    )
+
+
+def _described(output: Any) -> str:
+    if not isinstance(output, Tensor):
+        return type(output).__name__
+    return f"{'complex ' if output.is_complex() else ''}{tuple(output.shape)}"
+
+
+def _wrapped(output: Any, n: int) -> str:
+    """How scores may be made of what a model returned."""
+    if isinstance(output, dict) and output:
+        return f"self.model(x)[{'logits' if 'logits' in output else next(iter(output))!r}]"
+    if not isinstance(output, Tensor):
+        return "self.model(x)[0]" if isinstance(output, (tuple, list)) else "self.model(x).logits"
+    if output.is_complex():
+        return "self.model(x).abs()"
+    if output.ndim < 2:
+        return "self.model(x).reshape(len(x), 1)"
+    if len(output) != n:
+        return "self.model(x).reshape(len(x), -1, n_classes).mean(1)"
+    one_axis = output.numel() == n * max(output.shape[1:])
+    return "self.model(x).flatten(1)" if one_axis else "self.model(x).flatten(2).mean(2)"

@@ -66,8 +66,7 @@ def test_an_image_that_the_model_refuses_does_not_stop_the_others(folder):
         (["--device", "tpu"], "`device` must be one of auto, cpu, cuda; got 'tpu'."),
         (["--model", "nets:nett"], "something in module nets; got 'nets:nett'. Close are: net"),
         (["--model", "nots:net"], "'nots:net' cannot be imported (ModuleNotFoundError"),
-        (["--model", "nets:dense"], "`model` must return scores of shape (N, n_classes); got (1, "),
-        (["--model", "nets:dense"], "or of a map output.mean((2, 3))."),
+        (["--model", "nets:dense"], "as many rows as examples (1); got (1, 12, 8, 10). Wrap it in"),
         (["--out", "cat.png"], "`out` must be a folder; got cat.png, where a file is."),
     ],
 )  # fmt: skip

@@ -100,6 +100,9 @@ def test_doubt_is_said():
     with pytest.warns(UserWarning, match=r"All outputs of the model lie in \[0, 1\]"):
         confidences(model, X[:1], HEAT[:1], score="sigmoid")
     assert confidences(model, X[:1], HEAT[:1], score="probabilities").average_gain.shape == (1,)
+    cam = ClusteredLayerScore(model, SQUASHED["sigmoid"][0][1], n_clusters=3)
+    with pytest.warns(UserWarning, match="score='log_odds' squashes them a second time"):
+        cam.attribute(X[:1], 0)
 
 
 def test_what_is_said_to_be_probabilities_is_checked():

@@ -1,5 +1,7 @@
 """A model that is ready: what is checked once, and the steps from a picture to scores."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_a_volume_has_its_own_black():
         ({"transform": lambda image: 3}, r"must return a tensor \(C, H, W\); got int"),
         ({"transform": lambda image: torch.ones(3)}, r"\(C, H, W\); got \(3,\)"),
         ({"transform": lambda image: image.nothing}, r"PIL image .* it failed \(AttributeError: "),
-        ({"model": nn.Conv2d(3, 4, 3)}, r"scores of shape \(N, n_classes\); got \(1, 4, 4, 6\)"),
+        ({"model": nn.Conv2d(3, 4, 3)}, r"examples \(1\); got \(1, 4, 4, 6\)"),
         ({"model": nn.Conv2d(5, 4, 3)}, r"`model` failed on an input of shape \(1, 3, 6, 8\) \(Ru"),
     ],
 )
@@ -177,6 +179,55 @@ def test_what_is_said_to_be_a_probability_is_checked():
     prepared = prepare(loaded(), device="cpu", score="probabilities")
     with pytest.raises(ValueError, match=r"`score`='probabilities' must have scores in \[0, 1\]"):
         prepared.probability(torch.tensor([-0.3, 0.4, 2.0]), 0)
+
+
+class Given(nn.Module):
+    """What a function makes of the scores."""
+
+    def __init__(self, func, classes=3):
+        super().__init__()
+        self.net, self.func = _ends_in(classes=classes), func
+
+    def forward(self, x):
+        return self.func(self.net(x))
+
+
+@pytest.mark.parametrize(("classes", "score"), [(1, "sigmoid"), (3, "softmax")])
+def test_what_may_be_a_probability_is_not_squashed_in_silence(classes, score):
+    model = loaded(Given(lambda scores: scores.detach().sigmoid(), classes).eval(), names=None)
+    words = f"score='{score}' squashes them a second time: pass score='probabilities'"
+    with pytest.warns(UserWarning, match=words):
+        prepare(model, device="cpu", layer="net.1")
+    assert prepare(model, device="cpu", layer="net.1", score="probabilities").n_classes == classes
+    assert prepare(model, device="cpu", layer="net.1", score="identity").n_classes == classes
+
+
+@pytest.mark.parametrize(
+    ("func", "got", "remedy"),
+    [
+        (lambda s: {"logits": s}, "dict", "self.model(x).logits"),
+        (lambda s: (s, s), "tuple", "self.model(x)[0]"),
+        (lambda s: s[:, 0], "(1,)", "self.model(x).reshape(len(x), 1)"),
+        (lambda s: s[:, None], "(1, 1, 3)", "self.model(x).flatten(1)"),
+        (lambda s: s[:, :, None, None], "(1, 3, 1, 1)", "self.model(x).flatten(1)"),
+        (
+            lambda s: s[:, :, None].expand(-1, -1, 4),
+            "(1, 3, 4)",
+            "self.model(x).flatten(2).mean(2)",
+        ),
+        (
+            lambda s: s.repeat(5, 1),
+            "(5, 3)",
+            "self.model(x).reshape(len(x), -1, n_classes).mean(1)",
+        ),
+        (lambda s: s + 0j, "complex (1, 3)", "self.model(x).abs()"),
+    ],
+)
+def test_what_is_no_row_of_scores_says_how_to_make_one(func, got, remedy):
+    words = f"as many rows as examples (1); got {got}. Wrap it in a module whose forward gives, "
+    model = loaded(Given(func).eval(), names=None)
+    with pytest.raises(ValueError, match=re.escape(f"{words}for example, `{remedy}`.")):
+        prepare(model, device="cpu", layer="net.1")
 
 
 # Pictures
