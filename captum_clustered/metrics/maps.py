@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -166,18 +167,31 @@ def resize(
 def _as_tensor(heatmaps: Any) -> Tensor:
     heatmaps = plain(heatmaps, "heatmaps")
     if not isinstance(heatmaps, Tensor) and hasattr(heatmaps, "__array__"):
-        heatmaps = torch.tensor(heatmaps)
+        heatmaps = _of_array(np.asarray(heatmaps))
     if not isinstance(heatmaps, Tensor):
         raise TypeError(
             f"`heatmaps` must be a tensor or an array; got {type(heatmaps).__name__}. Stack the "
             "maps of all images."
         )
     if not heatmaps.is_floating_point():
-        raise TypeError(
-            f"`heatmaps` must be floating point; got {heatmaps.dtype}. Convert them, for example "
-            "with `.float()`; values from 0 to 255 need no scaling."
-        )
-    return heatmaps.detach()
+        raise TypeError(_not_floating(heatmaps.dtype))
+    return heatmaps.detach().to_dense()
+
+
+def _of_array(array: np.ndarray) -> Tensor:
+    """A copy, of any order of bytes and axes; NIfTI files often give another than torch takes."""
+    if array.dtype.kind not in "biuf":
+        raise TypeError(_not_floating(array.dtype))
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # long double
+    kind = np.dtype(float) if wide else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, kind, order="C"))
+
+
+def _not_floating(kind: Any) -> str:
+    return (
+        f"`heatmaps` must be floating point; got {kind}. Convert them, for example with "
+        "`.float()`; values from 0 to 255 need no scaling."
+    )
 
 
 def _with_channel(maps: Tensor, n_axes: int, n_examples: int | None) -> Tensor:

@@ -19,6 +19,28 @@ def _one(values):
 # --- shape and size ------------------------------------------------------------------------------
 
 
+FORMS = {
+    "other bytes": lambda maps: maps.astype(">f4"),
+    "from right to left": lambda maps: maps[..., ::-1].copy()[..., ::-1],
+    "in another order": lambda maps: maps.copy(order="F"),
+    "read only": lambda maps: np.frombuffer(maps.tobytes(), np.float32).reshape(maps.shape),
+    "long double": lambda maps: maps.astype(np.longdouble),
+    "sparse": lambda maps: torch.from_numpy(maps).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_map_may_lie_in_memory_in_any_way(form):
+    maps = np.random.default_rng(0).random((2, 3, 4), np.float32)
+    found = prepare(FORMS[form](maps), (3, 4), n_examples=2).values
+    torch.testing.assert_close(found, prepare(maps, (3, 4)).values, check_dtype=False)
+
+
+def test_an_array_of_objects_is_named():
+    with pytest.raises(TypeError, match="`heatmaps` must be floating point; got object"):
+        prepare(np.ones((2, 3, 4), object), (3, 4))
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4), (2, 3, 4)])
 @pytest.mark.parametrize("as_array", [False, True])
 def test_all_forms_of_one_map_are_equal(shape, as_array):
