@@ -108,24 +108,27 @@ def in_rows(
     grid: Callable[[Tensor], Tensor],
     images: Tensor,
     *others: Any,
+    reach: int = 0,
 ) -> bool:
-    """Whether tokens lie in the image where a grid has them.
+    """Whether maps lie as the image does, or tokens where a grid has them.
 
     Some models keep the tokens of a window together, as Hiera does, and a grid of rows would paint
-    them elsewhere. A small part of the image is changed, in five places in turn. If most times the
-    token of that place changes by less than a quarter of what another one does, tokens lie
-    elsewhere. (Some may lie in their places by chance.)
+    them elsewhere; some transpose, flip or pad their maps. A small part of the image is changed, in
+    five places in turn. If most times the cell of that place changes by less than a quarter of what
+    another one does, maps or tokens lie elsewhere. (Some may lie in their places by chance.)
 
     Where most times all tokens change alike, as they may behind an attention, nothing is learnt.
     Then the tokens before them tell it. If these do not either, rows are assumed.
 
     Args:
         lend (callable): Lends the model.
-        ios (sequence of LayerIO): The layer, which gives tokens, and before it what else gives as
-            many, the latest first.
-        grid (callable): Makes maps `(N, C, *spatial)` of them.
+        ios (sequence of LayerIO): The layer, and of tokens before it what else gives as many, the
+            latest first.
+        grid (callable): Makes maps `(N, C, *spatial)` of what they give.
         images (Tensor): `(N, C, *spatial)`. The first is looked at.
         *others (Any): What else the model takes.
+        reach (int, optional): How many cells beside its own a change may lie, as behind a
+            convolution. Default: 0
     """
     maps: dict[int, Tensor] = {}
 
@@ -151,14 +154,17 @@ def in_rows(
             for first in range(len(_PROBES)):
                 shares = [_PROBES[(first + axis) % len(_PROBES)] for axis in range(len(cells))]
                 cell = [int(share * size) for share, size in zip(shares, cells, strict=True)]
+                if len(cell) > 1:  # a scan that turns back in every second row has the others right
+                    cell[-2] = min(cell[-2] | 1, cells[-2] - 1)
+                around = tuple(slice(max(at - reach, 0), at + reach + 1) for at in cell)
                 changed = images.clone()
                 part = changed[_pixels_of(cell, cells, pixels)]
                 part.copy_(_redrawn(part, images))
                 after = run(changed)
                 for place, values in before.items():
                     change = (after[place] - values)[0].norm(dim=0)  # (*spatial)
-                    much = change >= change.amax() / 4
-                    if not much[tuple(cell)]:
+                    much = ~(change < change.amax() / 4)  # all of it, where one is not a number
+                    if not much[around].any():
                         elsewhere[place] += 1
                     elif not much.all():
                         here[place] += 1

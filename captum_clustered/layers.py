@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
-from captum_clustered._borrow import Lent, as_written, lent
+from captum_clustered._borrow import Lent, borrowed
 from captum_clustered._modules import find_module, named
 from captum_clustered._trials import (
     in_rows,
@@ -82,7 +82,8 @@ def find_layer(
     """Finds a layer by its name, and how to read its output.
 
     A layer that is chosen is not refused because its maps cannot change what the model returns, as
-    the patch tokens behind the last attention cannot; a warning says so.
+    the patch tokens behind the last attention cannot, or because they lie elsewhere than the image
+    does; a warning says so.
 
     Args:
         model (nn.Module): The model.
@@ -152,12 +153,20 @@ def _find(model: nn.Module, name: str | nn.Module, inputs: Tensor) -> TargetLaye
             "model, a class token aside, and have no place in the image. Take an earlier layer, or "
             "name='auto'."
         )
-    if not _in_rows(model, found, runs, inputs[:1]):
+    is_placed = _in_rows(model, found, runs, inputs[:1])
+    if of_tokens and not is_placed:
         raise ValueError(
             "`name` must be a layer whose tokens lie on the image row by row; got "
             f"{name}, whose tokens change elsewhere than the image does. Give an explainer this "
             "layer with a `reshape_transform` that puts the tokens of its windows in their places, "
             "or take name='auto'."
+        )
+    if not is_placed:
+        warn(
+            f"Layer {name} gives maps that change elsewhere than the image does, as where a model "
+            "transposes, flips or pads them, so that a heat map of them is painted elsewhere. Give "
+            "an explainer this layer with a `reshape_transform` that turns them back, such as "
+            "`lambda maps: maps.transpose(2, 3)`, or take name='auto'."
         )
     if not matters(partial(_lent, model), found.io, found.prefix_tokens, inputs, output):
         warn(
@@ -181,11 +190,12 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
       module that does.
     - Tokens that begin as parameters, as the latents of a Perceiver do, have no place in the image.
       Then it is the last layer before them.
-    - Tokens that lie on the image in another order than row by row, as inside Hiera, are not taken.
+    - Tokens that lie on the image in another order than row by row, as inside Hiera, are not taken,
+      nor are maps that a model has transposed, flipped or padded.
     - Where the maps are other values, what the model returns must be other values too. If it is
       not, the layer before is taken.
 
-    The model runs two or three times, and seven times more where the layer gives tokens, without
+    The model runs eight or nine times, and once more where the layer gives tokens, without
     gradients and in evaluation mode; then its modes are restored.
 
     Args:
@@ -211,7 +221,7 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
     attentions = _attentions(model, runs)
     once -= {part for run in attentions for part in run.module.modules()}
     last_weights = max((run.begin for run in runs if run.has_weights), default=-1)
-    n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
+    n_classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else None
     frames, axes = _frames(runs, inputs.shape), _axes(runs)
 
     maps: list[tuple[_Run, TargetLayer]] = []
@@ -225,7 +235,7 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
         if found.reshape_transform is not None:
             tokens.append((run, found))
         elif not (_channels(run, found) == n_classes and run.end > last_weights):
-            maps.append((run, found))  # not the map per class that SqueezeNet ends with
+            maps.append((run, found))  # not the map per class that SqueezeNet or a U-Net ends with
     if tokens:
         fixed = parameters_among(partial(_lent, model), inputs)
         latents = [run for run, found in tokens if not _is_placed(run, found, fixed)]
@@ -242,7 +252,8 @@ def find_target_layer(model: nn.Module, inputs: Tensor) -> TargetLayer:
             return best
     raise ValueError(
         "`layer` could not be found: no module that runs once returns maps larger than one "
-        "pixel, or tokens of a grid, near the end of the model, that change what it returns; got "
+        "pixel, or tokens of a grid, near the end of the model, that lie as the image does and "
+        "change what it returns; got "
         f"an output of {_described(output)}. Pass the name of a layer; model.named_modules() lists "
         "them."
     )
@@ -255,9 +266,11 @@ def _in_rows(
     images: Tensor,
     *others: Any,
 ) -> bool:
-    """Whether tokens that are read as a grid lie so in the image; maps always do."""
+    """Whether maps, or tokens that are read as a grid, lie so in the image."""
     if found.reshape_transform is None:
-        return True
+        channels_first = partial(torch.movedim, source=found.channel_dim, destination=1)
+        run = partial(_lent, model)
+        return in_rows(run, [found.io], channels_first, images, *others, reach=1)
     times = Counter(run.module for run in runs)
     own = next(run for run in runs if run.module is found.layer)
     assert own.shape is not None  # for the type checker
@@ -275,7 +288,8 @@ def _in_rows(
 def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
     """Evaluation mode, which a function has not, without gradients; then the modes are restored."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
+    # frozen TorchScript has no mode
+    training = [module for module in modules if getattr(module, "training", False)]
     try:
         for module in training:
             module.training = False
@@ -288,8 +302,8 @@ def _evaluated(model: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _lent(model: Callable[..., Any]) -> Iterator[Lent]:
-    """The model, lent in evaluation mode, as it is written."""
-    with _evaluated(model), as_written(), lent(model) as lent_model:
+    """The model, lent in evaluation mode."""
+    with _evaluated(model), borrowed(model) as lent_model:
         yield lent_model
 
 
@@ -380,7 +394,10 @@ def find_finer_layer(
     usable = [run for run in before if times[run.module] == 1 and not _is_plumbing(run.module)]
     best = min(filter(is_finer, usable), key=lambda run: (depth(run), -run.end), default=None)
     found = None if best is None else _read_as(best, shape, frames, axes)
-    return found if found is not None and _in_rows(model, found, runs, *inputs) else None
+    # that its maps lie as those of the layer is not tested: it would take six passes in each call
+    if found is None or found.reshape_transform is None:
+        return found
+    return found if _in_rows(model, found, runs, *inputs) else None
 
 
 def _pixels(

@@ -321,6 +321,8 @@ def test_tokens_of_a_signal_have_their_channels_last():
     assert find_layer(model, "patch", x).channel_dim == 1
 
 
+# the second takes images whose channels come last, which cannot be told here
+@pytest.mark.filterwarnings("ignore:Layer 1 gives maps that change elsewhere")
 @pytest.mark.parametrize("dims", [(0, 2, 3, 1), (0, 3, 1, 2)])
 def test_a_permutation_is_followed_where_all_axes_are_equal(dims):
     from torchvision.ops import Permute
@@ -571,6 +573,95 @@ def test_so_they_are_where_a_model_takes_pixels_of_a_range_only():
     model.register_forward_pre_hook(check)
     with pytest.raises(ValueError, match=r"image row by row; got mlp"):
         find_layer(model, "mlp", x)
+
+
+class Moved(nn.Module):
+    """What lies behind the first convolution is moved."""
+
+    def __init__(self, move):
+        super().__init__()
+        torch.manual_seed(0)
+        self.move = move
+        self.stem, self.mix = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.mix(self.move(self.stem(x))).mean((2, 3)))
+
+
+class Scanned(Moved):
+    """Of the rows every second is read from right to left."""
+
+    def forward(self, x):
+        rows = self.stem(x).unbind(2)
+        rows = [row.flip(2) if number % 2 else row for number, row in enumerate(rows)]
+        tokens = self.norm(torch.stack(rows, 2).flatten(2).mT)
+        return self.head(tokens.mean(1))
+
+
+MOVES = {
+    "transposed": lambda maps: maps.transpose(2, 3),
+    "flipped": lambda maps: maps.flip(3),
+    "turned round": lambda maps: maps.flip(2, 3),
+    "padded": lambda maps: nn.functional.pad(maps, (0, 6, 0, 6)),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (96, 64)])
+@pytest.mark.parametrize("move", MOVES)
+def test_maps_that_are_moved_are_not_the_layer(move, size):
+    model, x = Moved(MOVES[move]).eval(), torch.rand(1, 3, *size)
+    assert find_layer(model, inputs=x).name == "stem"
+    with pytest.warns(UserWarning, match="Layer mix gives maps that change elsewhere than the"):
+        assert find_layer(model, "mix", x).name == "mix"
+    assert find_layer(Moved(lambda maps: maps).eval(), inputs=x).name == "mix"
+
+
+def test_maps_that_are_moved_can_be_turned_back():
+    model, x = Moved(MOVES["transposed"]).eval(), torch.zeros(1, 3, 64, 96)
+    x[..., :8, 80:] = 1  # top right
+    cam = ClusteredLayerAblation(
+        model, "mix", clusterer="every-map", reshape_transform=lambda maps: maps.transpose(2, 3)
+    )
+    heat = cam.attribute(x, 1, relu_attributions=False)[0, 0].abs()
+    assert heat.shape == (16, 24)
+    assert heat[:3, 19:].amax() == heat.amax()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (96, 64)])
+def test_a_scan_that_turns_back_has_no_rows(size):
+    model, x = Scanned(None).eval(), torch.rand(1, 3, *size)
+    assert find_layer(model, inputs=x).name == "stem"
+    with pytest.raises(ValueError, match="image row by row; got norm, whose tokens"):
+        find_layer(model, "norm", x)
+
+
+def test_a_map_for_each_class_of_each_pixel_is_not_the_layer():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    assert find_layer(model, inputs=torch.rand(1, 3, 16, 16)).name == "1"
+
+
+def test_frozen_torchscript_has_no_mode():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        body = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval())
+        body = torch.jit.freeze(body)
+    model = nn.Sequential(body, nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(1152, 3))
+    model[1].train()
+    assert find_layer(model, inputs=torch.rand(1, 3, 16, 16)).name == "1"
+    assert model[1].training
+
+
+def test_a_compiled_model_that_has_run_before():
+    model, x = Moved(lambda maps: maps).eval(), torch.rand(1, 3, 32, 32)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    try:
+        assert find_layer(compiled, inputs=x).layer is model.mix
+    finally:
+        torch._dynamo.reset()
 
 
 def test_tokens_in_rows_are_taken():

@@ -88,11 +88,12 @@ def is_volume(path: Path) -> bool:
 def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
     """Reads a frame as a viewer would show it.
 
-    Grey values of any depth, also floats, pass through the file's modality transformation (a rescaling or a
-    table; DICOM PS3.3 C.11.1), then through its VOI transformation (the first window or table;
-    C.11.2). Of a multi-frame file those of the frame are taken. Without a window, unsigned values
-    of 8 bits, or of fewer bits than the file has room for, such as 12 in 16, keep the range that
-    these bits have; others are scaled from their minimum to their maximum, without the padding.
+    Grey values of any depth, also floats, pass through the file's modality transformation (a
+    rescaling or a table; DICOM PS3.3 C.11.1), then through its VOI transformation (the first window
+    or table; C.11.2). Of a multi-frame file those of the frame are taken. Without a window,
+    unsigned values of 8 bits, or of fewer bits than the file has room for, such as 12 in 16, keep
+    the range that these bits have; others are scaled from their minimum to their maximum, without
+    the padding.
     MONOCHROME1 is inverted, so that larger is always brighter. YBR and palette colours
     become RGB.
 

@@ -448,7 +448,9 @@ def test_a_mask_of_an_image_is_no_volume(tmp_path):
     """Of two axes or three: the error speaks of the mask."""
     np.save(tmp_path / "m.npy", np.ones((2, 4), np.uint8))
     item = Item("a.png", Path(), mask=tmp_path / "m.npy")
-    with pytest.raises(ValueError, match=r"^mask must be an image, as a\.png is; .* Save it as PNG"):
+    with pytest.raises(
+        ValueError, match=r"^mask must be an image, as a\.png is; .* Save it as PNG"
+    ):
         load_mask(item, Image.new("RGB", (4, 2)), transforms.ToTensor(), (2, 4))
 
 
