@@ -106,7 +106,8 @@ def read_image(path: str | Path) -> Image.Image:
     if image.mode == "F":
         raise ValueError(f"image must have 8 or 16 bits a channel; {path} holds floats. {_REMEDY}")
     if image.mode.startswith("I"):
-        low, high = image.convert("I").getextrema()
+        values: Any = image.convert("I").getextrema()  # of one channel, as two numbers
+        low, high = values
         if low < 0 or high > 2**16 - 1:
             raise ValueError(
                 f"image must have values from 0 to 65535; {path} has {low:g} to {high:g}. {_REMEDY}"

@@ -374,9 +374,9 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
             f"{place_of(error)})."
         ) from error
     if isinstance(output, Tensor) and not output.is_complex():
-        output = as_scores(output)
-        if output.ndim == 2 and len(output) == len(inputs) and output.shape[1]:
-            return output
+        scores: Tensor = as_scores(output)
+        if scores.ndim == 2 and len(scores) == len(inputs) and scores.shape[1]:
+            return scores
     raise ValueError(
         "`model` must return real scores of shape (N, n_classes), with as many rows as examples "
         f"({len(inputs)}); got {_described(output)}. Wrap it in a module whose forward gives, for "
