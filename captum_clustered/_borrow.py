@@ -40,7 +40,7 @@ from captum_clustered._state import (
     parts_of,
 )
 
-__all__ = ["Lent", "as_written", "borrowed", "lent", "lent_to"]
+__all__ = ["Lent", "borrowed", "lent", "lent_to"]
 
 T = TypeVar("T")
 
@@ -247,17 +247,6 @@ def lent_to(asked: A) -> Iterator[A]:
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
-    """Has models run as they are written, not as they are compiled; hooks then act as usual."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global")
-        yield
-
-
-@contextmanager
 def borrowed(forward_func: Callable[..., Any]) -> Iterator[Lent]:
     """Lends a model that runs without gradients and as it is written, not as it is compiled.
 
@@ -271,7 +260,12 @@ def borrowed(forward_func: Callable[..., Any]) -> Iterator[Lent]:
         stack.enter_context(_one_at_a_time())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(as_written())
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings(
+                "ignore", r"Using `torch.compile\(module\)` when there are global"
+            )
         yield stack.enter_context(lent(_unwrap(forward_func)))
 
 

@@ -135,7 +135,7 @@ def read_dicom(path: str | Path, frame: int = 1) -> tuple[Image.Image, int]:
             f"image must have one of the photometric interpretations {', '.join(_PHOTOMETRIC)}; "
             f"{path} has another, or none. Add the right one to the file, or save it as PNG."
         )
-    if high_bit + 1 != bits:  # old files; pydicom would take the wrong ones
+    if bits and high_bit + 1 != bits:  # old files; pydicom would take the wrong ones
         raise ValueError(
             f"image must have the bits of its values in the lowest places; {path} has them above "
             "empty ones (HighBit). Write the file anew, with values that are shifted down."

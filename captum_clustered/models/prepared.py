@@ -393,7 +393,8 @@ def _described(output: Any) -> str:
 def _wrapped(output: Any, n: int) -> str:
     """How scores may be made of what a model returned."""
     if isinstance(output, dict) and output:
-        return f"self.model(x)[{'logits' if 'logits' in output else next(iter(output))!r}]"
+        key = "logits" if "logits" in output else next(iter(output))
+        return f"self.model(x)[{key!r}]"
     if not isinstance(output, Tensor):
         return "self.model(x)[0]" if isinstance(output, (tuple, list)) else "self.model(x).logits"
     if output.is_complex():

@@ -205,7 +205,7 @@ def test_what_may_be_a_probability_is_not_squashed_in_silence(classes, score):
 @pytest.mark.parametrize(
     ("func", "got", "remedy"),
     [
-        (lambda s: {"logits": s}, "dict", "self.model(x).logits"),
+        (lambda s: {"logits": s}, "dict", "self.model(x)['logits']"),
         (lambda s: (s, s), "tuple", "self.model(x)[0]"),
         (lambda s: s[:, 0], "(1,)", "self.model(x).reshape(len(x), 1)"),
         (lambda s: s[:, None], "(1, 1, 3)", "self.model(x).flatten(1)"),
