@@ -20,9 +20,8 @@ _MANY = 16  # so many logits do not all lie in [0, 1] by chance
 _BOUNDED = ("Sigmoid", "Softmax", "Hardsigmoid")
 _IN_BOUNDS = (*_BOUNDED, "LogSoftmax", "LogSigmoid", "Clamp")  # for values known to lie in [0, 1]
 # steps of a squash that was written by hand, such as 1 / (1 + exp(-x)); others end so, too
-_MAY_SQUASH = ("Exp", "Reciprocal", "Tanh", "Erf", "Hardtanh")
+_BY_HAND = ("Exp", "Reciprocal", "Tanh", "Erf", "Hardtanh")
 _WEIGHS = ("Addmm", "Addmv", "Addbmm", "Baddbmm", "Mm", "Mv", "Bmm", "Dot", "Convolution", "Linear")
-_BY_HAND = ("Exp", "Hardtanh", "Tanh")  # a sigmoid may be made of these, or something else
 _OPAQUE = ("Jit", "Compiled", "DifferentiableGraph")
 _MOVES = (
     "Alias", "Cat", "Clone", "Expand", "Flatten", "Gather", "Index", "IndexSelect", "Permute",
@@ -142,9 +141,7 @@ def _ends_in_a_squash(output: Tensor, in_bounds: bool) -> bool | None:
         if kind in squashes:
             found = True
         elif kind.startswith(_OPAQUE) or (in_bounds and kind in _BY_HAND):
-            return None
-        elif in_bounds and kind in _MAY_SQUASH:
-            unclear = True
+            unclear = True  # unless another way leads to weights, as with CLIP's scale
         elif kind in _WEIGHS or kind.endswith("AccumulateGrad"):
             return False
         elif in_bounds or kind in _MOVES:
