@@ -151,10 +151,18 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def short_warnings() -> Iterator[None]:
-    """Shows each warning in one line, without the code that raised it."""
+    """Shows each warning once, in one line, without the code that raised it.
+
+    Python would show it for every row of an evaluation, since each context that catches warnings
+    makes it forget what it has shown.
+    """
+    shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        report(" ".join(str(message).split()), "warning")
+        line = " ".join(str(message).split())
+        if line not in shown:
+            shown.add(line)
+            report(line, "warning")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
